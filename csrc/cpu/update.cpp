@@ -1,0 +1,291 @@
+// Optimizers on the rows that a batch touched: each number is read and written once, its state beside it.
+// update_ takes a coalesced gradient; coalesce_update_ sums a row's gradient in registers and applies it at once, so that
+// no gradient is ever stored. Rows are distinct, so threads write disjoint memory.
+#include "gradient.h"
+
+#include <cmath>
+
+namespace varemb {
+namespace {
+
+enum class Algorithm : int64_t { kSgd = 0, kAdagrad = 1, kRowWiseAdagrad = 2, kAdam = 3 };
+
+// Where the numbers of `hyper` [6] stand; float64, so that one tensor serves every step and a captured graph.
+struct Hyper {
+  double lr, weight_decay, eps, beta1, beta2, step;
+};
+
+// What a rule may touch: a row's numbers and state, all flat and behind the same offset, or one state number per row.
+template <typename T>
+struct Slices {
+  using Acc = typename Wide<T>::type;
+  T* values;     // [E]
+  Acc* state1;   // [E], [N] for row-wise Adagrad, null for SGD
+  Acc* state2;   // [E] for Adam
+};
+
+// p <- p - lr g
+template <typename T>
+struct Sgd {
+  using Acc = typename Wide<T>::type;
+  Vec<T> lr;
+  explicit Sgd(const Hyper& hyper) : lr(Vec<T>::fill(static_cast<Acc>(hyper.lr))) {}
+
+  template <typename Load>
+  void operator()(const Slices<T>& to, int64_t, int64_t offset, int64_t dim, const Load& gradient) const {
+    for (int64_t k = 0; k < dim; k += Vec<T>::kLanes) {
+      const Vec<T> value = Vec<T>::load(to.values + offset + k, dim - k);
+      (value - lr * gradient(value, k)).store(to.values + offset + k, dim - k);
+    }
+  }
+};
+
+// s <- s + g^2,  p <- p - lr g / (sqrt(s) + eps)   (Duchi et al. 2011; torch.optim.Adagrad)
+template <typename T>
+struct Adagrad {
+  using Acc = typename Wide<T>::type;
+  Vec<T> lr, eps;
+  explicit Adagrad(const Hyper& hyper)
+      : lr(Vec<T>::fill(static_cast<Acc>(hyper.lr))), eps(Vec<T>::fill(static_cast<Acc>(hyper.eps))) {}
+
+  template <typename Load>
+  void operator()(const Slices<T>& to, int64_t, int64_t offset, int64_t dim, const Load& gradient) const {
+    for (int64_t k = 0; k < dim; k += Vec<T>::kLanes) {
+      const int64_t at = offset + k;
+      const Vec<T> value = Vec<T>::load(to.values + at, dim - k);
+      const Vec<T> g = gradient(value, k);
+      const Vec<T> sum = fma(g, g, Vec<T>::load(to.state1 + at, dim - k));
+      sum.store(to.state1 + at, dim - k);
+      (value - lr * g / (sqrt(sum) + eps)).store(to.values + at, dim - k);
+    }
+  }
+};
+
+// s <- s + mean(g^2) over the row's own dim,  p <- p - lr g / (sqrt(s) + eps); one state number per row (FBGEMM's rule)
+template <typename T>
+struct RowWiseAdagrad {
+  using Acc = typename Wide<T>::type;
+  Acc lr, eps;
+  explicit RowWiseAdagrad(const Hyper& hyper)
+      : lr(static_cast<Acc>(hyper.lr)), eps(static_cast<Acc>(hyper.eps)) {}
+
+  template <typename Load>
+  void operator()(const Slices<T>& to, int64_t row, int64_t offset, int64_t dim, const Load& gradient) const {
+    if (dim == 0) return;
+    Vec<T> squares = Vec<T>::zero();
+    for (int64_t k = 0; k < dim; k += Vec<T>::kLanes) {
+      const Vec<T> g = gradient(Vec<T>::load(to.values + offset + k, dim - k), k);
+      squares = fma(g, g, squares);
+    }
+    to.state1[row] += squares.sum() / static_cast<Acc>(dim);
+    const Vec<T> rate = Vec<T>::fill(lr / (std::sqrt(to.state1[row]) + eps));
+    for (int64_t k = 0; k < dim; k += Vec<T>::kLanes) {
+      const Vec<T> value = Vec<T>::load(to.values + offset + k, dim - k);
+      (value - rate * gradient(value, k)).store(to.values + offset + k, dim - k);
+    }
+  }
+};
+
+// m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2,  p <- p - lr mhat / (sqrt(vhat) + eps)   (Kingma & Ba 2015, Alg. 1), on
+// the rows of the batch only; the bias correction uses the number of steps of the table.
+template <typename T>
+struct Adam {
+  using Acc = typename Wide<T>::type;
+  Vec<T> beta1, rest1, beta2, rest2, rate, root, eps;
+  explicit Adam(const Hyper& hyper)
+      : beta1(Vec<T>::fill(static_cast<Acc>(hyper.beta1))),
+        rest1(Vec<T>::fill(static_cast<Acc>(1 - hyper.beta1))),
+        beta2(Vec<T>::fill(static_cast<Acc>(hyper.beta2))),
+        rest2(Vec<T>::fill(static_cast<Acc>(1 - hyper.beta2))),
+        rate(Vec<T>::fill(static_cast<Acc>(hyper.lr / (1 - std::pow(hyper.beta1, hyper.step))))),
+        root(Vec<T>::fill(static_cast<Acc>(1 / std::sqrt(1 - std::pow(hyper.beta2, hyper.step))))),
+        eps(Vec<T>::fill(static_cast<Acc>(hyper.eps))) {}
+
+  template <typename Load>
+  void operator()(const Slices<T>& to, int64_t, int64_t offset, int64_t dim, const Load& gradient) const {
+    for (int64_t k = 0; k < dim; k += Vec<T>::kLanes) {
+      const int64_t at = offset + k;
+      const int64_t n = dim - k;
+      const Vec<T> value = Vec<T>::load(to.values + at, n);
+      const Vec<T> g = gradient(value, k);
+      const Vec<T> m = fma(rest1, g, beta1 * Vec<T>::load(to.state1 + at, n));
+      const Vec<T> v = fma(rest2, g * g, beta2 * Vec<T>::load(to.state2 + at, n));
+      m.store(to.state1 + at, n);
+      v.store(to.state2 + at, n);
+      (value - rate * m / (sqrt(v) * root + eps)).store(to.values + at, n);
+    }
+  }
+};
+
+template <typename T>
+Slices<T> checked_slices(
+    const char* op,
+    const Tensor& values,
+    const std::optional<Tensor>& state1,
+    const std::optional<Tensor>& state2,
+    Algorithm algorithm,
+    int64_t num_rows) {
+  using Acc = typename Wide<T>::type;
+  const auto checked = [&](const char* name, const std::optional<Tensor>& state, bool needed, int64_t size) -> Acc* {
+    check(state.has_value() == needed, op, ": ", name, needed ? " is missing" : " does not belong to this optimizer");
+    if (!needed) return nullptr;
+    check_vector(op, name, *state);
+    constexpr auto dtype = sizeof(Acc) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
+    check(
+        state->scalar_type() == dtype && state->size(0) == size,
+        op, ": ", name, " must have ", size, " numbers of ", torch::headeronly::toString(dtype), ", got ", state->size(0));
+    return mutable_data<Acc>(*state);
+  };
+  const int64_t numbers = values.size(0);
+  const bool row_wise = algorithm == Algorithm::kRowWiseAdagrad;
+  return {
+      mutable_data<T>(values),
+      checked("state1", state1, algorithm != Algorithm::kSgd, row_wise ? num_rows : numbers),
+      checked("state2", state2, algorithm == Algorithm::kAdam, numbers)};
+}
+
+Hyper checked_hyper(const char* op, const Tensor& hyper) {
+  check(
+      hyper.scalar_type() == ScalarType::Double && hyper.dim() == 1 && hyper.size(0) == 6 && hyper.is_contiguous(),
+      op, ": hyper must be float64 [6]: lr, weight_decay, eps, beta1, beta2, step");
+  const double* h = data<double>(hyper);
+  return {h[0], h[1], h[2], h[3], h[4], h[5]};
+}
+
+template <typename T, typename Body>
+void dispatch_rule(const char* op, int64_t algorithm, const Hyper& hyper, const Body& body) {
+  switch (static_cast<Algorithm>(algorithm)) {
+    case Algorithm::kSgd: return body(Sgd<T>(hyper));
+    case Algorithm::kAdagrad: return body(Adagrad<T>(hyper));
+    case Algorithm::kRowWiseAdagrad: return body(RowWiseAdagrad<T>(hyper));
+    case Algorithm::kAdam: return body(Adam<T>(hyper));
+  }
+  fail(op, ": unknown algorithm ", algorithm);
+}
+
+// The gradient of a register of numbers: g + weight_decay * p.
+template <typename T, typename G>
+auto decayed(const G* gradient, int64_t dim, const Vec<T>& decay) {
+  return [=](const Vec<T>& value, int64_t k) { return fma(decay, value, Vec<T>::load(gradient + k, dim - k)); };
+}
+
+void update_(
+    const Tensor& values,                 // [E], changed
+    const std::optional<Tensor>& state1,  // [E] or [N], changed
+    const std::optional<Tensor>& state2,  // [E], changed
+    const Tensor& hyper,                  // [6]
+    const Tensor& index,                  // [blocks, 4]
+    const Tensor& positions,              // [n] ascending: every touched row from its first number on
+    const Tensor& grad,                   // [n]
+    int64_t num_rows,
+    int64_t width,
+    int64_t granule,
+    int64_t algorithm) {
+  const char* op = "update";
+  check_vector(op, "values", values);
+  check_vector(op, "positions", positions);
+  check_vector(op, "grad", grad);
+  check(positions.scalar_type() == ScalarType::Long, op, ": positions must be int64");
+  check(grad.size(0) == positions.size(0), op, ": grad and positions must have the same length");
+  check(grad.scalar_type() == values.scalar_type(), op, ": grad must have the dtype of values");
+  const PackedRows rows = packed_rows(op, index, num_rows, width, granule, values.size(0));
+  const Hyper numbers = checked_hyper(op, hyper);
+  const int64_t* const places = data<int64_t>(positions);
+  const int64_t count = positions.size(0);
+  for (int64_t i = 0; i < count; ++i) {
+    check(
+        places[i] >= 0 && places[i] < values.size(0) && (i == 0 || places[i] > places[i - 1]),
+        op, ": positions must be distinct, ascending and in [0, ", values.size(0), "), got ", places[i], " at ", i);
+  }
+  dispatch_values(op, values, [&](auto value_type) {
+    using T = typename decltype(value_type)::type;
+    const auto slices =
+        checked_slices<T>(op, values, state1, state2, static_cast<Algorithm>(algorithm), num_rows);
+    const Vec<T> decay = Vec<T>::fill(static_cast<typename Wide<T>::type>(numbers.weight_decay));
+    dispatch_rule<T>(op, algorithm, numbers, [&](const auto& rule) {
+      const BadIndex bad = parallel_lookup(count, 4096, [&](int64_t begin, int64_t end) {
+        BadIndex first;
+        int64_t at = begin;
+        // A row that began in the range before belongs to it.
+        if (at > 0) {
+          const Row before = rows(rows.row_at(places[at - 1]));
+          while (at < end && places[at] < before.offset + before.dim) ++at;
+        }
+        while (at < end) {
+          const int64_t row = rows.row_at(places[at]);
+          const Row where = rows(row);
+          if (places[at] != where.offset && at < first.position) first = {at, places[at]};
+          int64_t next = at + 1;
+          while (next < count && next - at < where.dim && places[next] == places[at] + (next - at)) ++next;
+          const int64_t dim = next - at;
+          rule(slices, row, places[at], dim, decayed<T>(data<T>(grad) + at, dim, decay));
+          at = next;
+        }
+        return first;
+      });
+      check(
+          bad.position == std::numeric_limits<int64_t>::max(),
+          op, ": a row's gradient must begin at its first number, position ", bad.index, " is inside a row");
+    });
+  });
+}
+
+void coalesce_update_(
+    const Tensor& values,                 // [E], changed
+    const std::optional<Tensor>& state1,  // [E] or [N], changed
+    const std::optional<Tensor>& state2,  // [E], changed
+    const Tensor& hyper,                  // [6]
+    const Tensor& grad,                   // [L, D], or [G, D] with offsets
+    const Tensor& index,
+    const Tensor& indices,
+    const std::optional<Tensor>& offsets,
+    const std::optional<Tensor>& per_sample_weights,
+    const std::optional<Tensor>& limit,
+    const std::optional<Tensor>& winners,
+    int64_t num_rows,
+    int64_t granule,
+    int64_t mode,
+    int64_t padding_idx,
+    bool include_last_offset,
+    int64_t algorithm) {
+  const char* op = "coalesce_update";
+  check_vector(op, "values", values);
+  check(grad.scalar_type() == values.scalar_type(), op, ": grad must have the dtype of values");
+  const GradientArgs args{grad,     index,   indices, offsets,     per_sample_weights, limit, winners,
+                          num_rows, granule, mode,    padding_idx, include_last_offset};
+  const Hyper numbers = checked_hyper(op, hyper);
+  dispatch_values(op, values, [&](auto value_type) {
+    using T = typename decltype(value_type)::type;
+    const auto slices =
+        checked_slices<T>(op, values, state1, state2, static_cast<Algorithm>(algorithm), num_rows);
+    const Gradient<T> gradient(op, args, values.size(0));
+    const Vec<T> decay = Vec<T>::fill(static_cast<typename Wide<T>::type>(numbers.weight_decay));
+    const bool per_row = static_cast<Algorithm>(algorithm) == Algorithm::kRowWiseAdagrad;
+    dispatch_rule<T>(op, algorithm, numbers, [&](const auto& rule) {
+      torch::stable::parallel_for(0, gradient.chunks(), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t chunk = begin; chunk < end; ++chunk) {
+          gradient.each_sum(
+              chunk,
+              [&](const Run& run) {
+                prefetch_bytes(slices.values + run.where.offset, run.dim * static_cast<int64_t>(sizeof(T)));
+                const int64_t state_bytes = run.dim * static_cast<int64_t>(sizeof(*slices.state1));
+                if (per_row) __builtin_prefetch(slices.state1 + run.row);
+                else if (slices.state1 != nullptr) prefetch_bytes(slices.state1 + run.where.offset, state_bytes);
+                if (slices.state2 != nullptr) prefetch_bytes(slices.state2 + run.where.offset, state_bytes);
+              },
+              [&](const Run& run, const auto* sum) {
+                rule(slices, run.row, run.where.offset, run.dim, decayed<T>(sum, run.dim, decay));
+              });
+        }
+      });
+    });
+  });
+}
+
+STABLE_TORCH_LIBRARY_IMPL(varemb, CPU, m) {
+  m.impl("update_", TORCH_BOX(&update_));
+  m.impl("coalesce_update_", TORCH_BOX(&coalesce_update_));
+}
+
+}  // namespace
+}  // namespace varemb

@@ -1,0 +1,88 @@
+// Where a row's numbers are: row -> (offset, dim). Nothing else knows the layout.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+namespace varemb {
+namespace {
+
+struct Row {
+  int64_t offset;  // of the row's first number in the flat values
+  int32_t dim;     // numbers to read, at most the table's width
+};
+
+// Packed layout: a 32-byte block serves 24 rows, an 8-byte offset of its first row and 24 one-byte dims in granules.
+// A lookup touches one 32-byte sector: the offset is the base plus the dims before the row.
+struct PackedRows {
+  static constexpr int kRowsPerBlock = 24;
+  static constexpr int kBlockBytes = 32;
+  static constexpr int kBaseBytes = 8;
+
+  const uint8_t* blocks;  // [ceil(num_rows / 24) * 32]
+  int64_t num_rows;
+  int32_t width;
+  int32_t granule;
+
+  Row operator()(int64_t row) const {
+    const uint64_t block_number = static_cast<uint64_t>(row) / kRowsPerBlock;
+    const int slot = static_cast<int>(static_cast<uint64_t>(row) % kRowsPerBlock);
+    const uint8_t* block = blocks + block_number * kBlockBytes;
+    int64_t base;
+    std::memcpy(&base, block, sizeof(base));
+    const int32_t dim = block[kBaseBytes + slot] * granule;
+    return {base + static_cast<int64_t>(sum_before(block, slot)) * granule, dim < width ? dim : width};
+  }
+
+  // The row that holds the number at `offset` of the flat values; offset must be below their count.
+  int64_t row_at(int64_t offset) const {
+    int64_t low = 0;
+    int64_t high = (num_rows + kRowsPerBlock - 1) / kRowsPerBlock;
+    while (high - low > 1) {  // the last block whose base is not past the offset
+      const int64_t middle = low + (high - low) / 2;
+      int64_t base;
+      std::memcpy(&base, blocks + middle * kBlockBytes, sizeof(base));
+      (base <= offset ? low : high) = middle;
+    }
+    const uint8_t* block = blocks + low * kBlockBytes;
+    int64_t end;
+    std::memcpy(&end, block, sizeof(end));
+    for (int slot = 0; slot < kRowsPerBlock; ++slot) {
+      end += static_cast<int64_t>(block[kBaseBytes + slot]) * granule;
+      if (offset < end) return low * kRowsPerBlock + slot;
+    }
+    return num_rows;
+  }
+
+  void prefetch(int64_t row) const {
+    __builtin_prefetch(blocks + static_cast<uint64_t>(row) / kRowsPerBlock * kBlockBytes);
+  }
+
+ private:
+#if defined(__AVX2__)
+  static uint32_t sum_before(const uint8_t* block, int slot) {
+    // Byte numbers; the base's bytes are given the largest one so that the comparison never selects them.
+    const __m256i number = _mm256_setr_epi8(
+        127, 127, 127, 127, 127, 127, 127, 127, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
+        20, 21, 22, 23);
+    const __m256i before = _mm256_cmpgt_epi8(_mm256_set1_epi8(static_cast<char>(slot)), number);
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block));
+    const __m256i sums = _mm256_sad_epu8(_mm256_and_si256(bytes, before), _mm256_setzero_si256());
+    const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(half)) + static_cast<uint32_t>(_mm_extract_epi32(half, 2));
+  }
+#else
+  static uint32_t sum_before(const uint8_t* block, int slot) {
+    uint32_t sum = 0;
+    for (int i = 0; i < slot; ++i) sum += block[kBaseBytes + i];
+    return sum;
+  }
+#endif
+};
+
+}  // namespace
+}  // namespace varemb
