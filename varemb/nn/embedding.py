@@ -1,0 +1,270 @@
+"""VarEmbedding: `nn.Embedding` whose rows have their own widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varemb.nn.dims import field_dims, row_dims
+from varemb.nn.unify import ChainUnify, LinearUnify
+from varemb.ops import field_rows, lookup, lookup_linear
+from varemb.storage import PackedStorage
+
+UNIFY = {"linear": LinearUnify, "chain": ChainUnify}
+
+
+def refuse_torch_options(
+    module: str, max_norm: float | None, norm_type: float, scale_grad_by_freq: bool
+) -> None:
+    """Raises ValueError for options of torch's modules that tables of jagged rows do not have."""
+    if max_norm is not None or norm_type != 2.0:
+        raise ValueError(f"{module}: max_norm and norm_type are not supported")
+    if scale_grad_by_freq:
+        raise ValueError(f"{module}: scale_grad_by_freq is not supported")
+
+
+def checked_padding(module: str, padding_idx: int | None, num_rows: int) -> int | None:
+    """padding_idx counted from 0, as torch counts it."""
+    if padding_idx is None:
+        return None
+    if not -num_rows <= padding_idx < num_rows:
+        raise ValueError(
+            f"{module}: padding_idx must be within the table's {num_rows} rows, got {padding_idx}"
+        )
+    return padding_idx % num_rows
+
+
+def fill_table(storage: PackedStorage, padding_idx: int | None) -> None:
+    """torch's initial values: normal, zeros for the padding row."""
+    with torch.no_grad():
+        storage.weight.normal_()
+        if padding_idx is not None:
+            storage.row(padding_idx).zero_()
+
+
+def dense_weight(module: str, source: Tensor | nn.Module) -> Tensor:  # [N, D]
+    """The dense table of a tensor, nn.Embedding or nn.EmbeddingBag."""
+    weight = source.weight if isinstance(source, nn.Module) else source
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        raise ValueError(f"{module}: from_pretrained takes a 2-dimensional table or its module")
+    return weight.detach()
+
+
+class VarEmbedding(nn.Module):
+    """Rows of different dims, looked up as vectors of one width; a swap for `nn.Embedding`.
+
+    Row r stores d[r] numbers. With equal dims the result is that of `nn.Embedding`.
+
+    Differs from torch: `weight` is flat, [E], E the sum of the dims; max_norm and
+    scale_grad_by_freq are refused by name; double backward is not offered.
+
+    Args:
+        num_embeddings: rows N.
+        embedding_dim: width D of the output, at most 2048.
+        padding_idx: a row that is not trained; starts as zeros.
+        max_norm, norm_type, scale_grad_by_freq: not supported, for torch's argument order.
+        sparse: the gradient of `weight` is a sparse tensor of the touched numbers.
+        device, dtype: of the numbers: float32, float64, float16 or bfloat16.
+        dims: None (all D), one int, or N whole numbers in [0, D]; above a width of 255 a dim is
+            rounded up to a multiple of 2, 4, 8 or 16, and `dims` says what is stored.
+        unify: "pad" (zeros), "linear" (a matrix and bias per size; AutoDim Eq. 1) or "chain"
+            (consecutive maps; ESAPN Eq. 1).
+        backend: "cpu" or "reference"; by default the fastest that runs.
+
+    Attributes:
+        weight: all rows' numbers, one row after another. Parameter [E].
+
+    Shape:
+        - input: [*], int32 or int64
+        - output: [*, D]
+
+    Raises:
+        ValueError: dims or options that do not fit; forward: IndexError for an index outside
+            [0, N), TypeError for indices that are not whole.
+
+    Example:
+        >>> emb = VarEmbedding(3, 4, dims=[1, 4, 0])
+        >>> _ = emb.weight.data.copy_(torch.arange(5.0))
+        >>> emb(torch.tensor([0, 1, 2]))
+        tensor([[0., 0., 0., 0.],
+                [1., 2., 3., 4.],
+                [0., 0., 0., 0.]], grad_fn=<ViewBackward0>)
+        >>> emb.weight.numel(), emb.dims.tolist()
+        (5, [1, 4, 0])
+    """
+
+    field_starts: Tensor | None
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        dims: Any = None,
+        unify: str = "pad",
+        backend: str | None = None,
+        field_starts: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        refuse_torch_options(name, max_norm, norm_type, scale_grad_by_freq)
+        given = row_dims(name, dims, num_embeddings, embedding_dim)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.padding_idx = checked_padding(name, padding_idx, num_embeddings)
+        self.sparse, self.backend = sparse, backend
+        self.storage = PackedStorage(given, embedding_dim, device=device, dtype=dtype)
+        starts = None if field_starts is None else torch.tensor(list(field_starts))
+        self.register_buffer(
+            "field_starts", None if starts is None else starts.to(device), persistent=False
+        )
+        self.unify: LinearUnify | ChainUnify | None = None
+        if unify != "pad":
+            if unify not in UNIFY:
+                raise ValueError(f"{name}: unify must be pad, linear or chain, got {unify!r}")
+            self.unify = UNIFY[unify](
+                self.storage.dims.cpu(),
+                list(field_starts or (0, num_embeddings)),
+                embedding_dim,
+                device=device,
+                dtype=dtype,
+            )
+        fill_table(self.storage, self.padding_idx)
+
+    @classmethod
+    def for_fields(
+        cls,
+        cardinalities: Sequence[int],
+        embedding_dim: int,
+        dims: Any = None,
+        *,
+        sparse: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        unify: str = "pad",
+        backend: str | None = None,
+    ) -> VarEmbedding:
+        """One table for all categorical fields: ids [*, F] that count from 0 in every field.
+
+        Args:
+            cardinalities: rows of each field. [F]
+            embedding_dim: width D.
+            dims: one int per field, one per row, a SizePlan with a table per field, or None.
+            unify: "linear" and "chain" have a matrix per field and size.
+
+        Returns:
+            A table whose forward maps [*, F] to [*, F, D].
+
+        Raises:
+            ValueError: a cardinality below 1, dims that do not fit. Forward: IndexError for an id
+                outside its field.
+
+        Example:
+            >>> fields = VarEmbedding.for_fields([5, 2], 4, dims=[3, 1])
+            >>> fields(torch.tensor([[4, 1], [0, 0]])).shape, fields.weight.numel()
+            (torch.Size([2, 2, 4]), 17)
+        """
+        if not cardinalities or min(cardinalities) < 1:
+            raise ValueError(
+                f"VarEmbedding.for_fields: cardinalities must be at least 1, got {cardinalities}"
+            )
+        starts = [0]
+        for cardinality in cardinalities:
+            starts.append(starts[-1] + cardinality)
+        return cls(
+            starts[-1],
+            embedding_dim,
+            sparse=sparse,
+            device=device,
+            dtype=dtype,
+            dims=field_dims(cardinalities, embedding_dim, dims),
+            unify=unify,
+            backend=backend,
+            field_starts=starts,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: Tensor | nn.Module,
+        freeze: bool = True,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        *,
+        dims: Any = None,
+        backend: str | None = None,
+    ) -> VarEmbedding:
+        """A table that keeps the first d[r] numbers of each row of a dense one.
+
+        Args:
+            embeddings: [N, D], or an `nn.Embedding`.
+            freeze: the weight is not trained (torch's default).
+            dims: as in the constructor.
+        """
+        dense = dense_weight(cls.__name__, embeddings)
+        table = cls(
+            *dense.shape, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse,
+            dense.device, dense.dtype, dims=dims, backend=backend,
+        )  # fmt: skip
+        table.storage.copy_dense_(dense)
+        table.weight.requires_grad_(not freeze)
+        return table
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.storage.weight
+
+    @property
+    def dims(self) -> Tensor:
+        """Stored numbers of each row. [N], int64."""
+        return self.storage.dims
+
+    def row(self, row: int) -> Tensor:
+        """The numbers of one row, a view of the weight. [d[row]]"""
+        return self.storage.row(row)
+
+    def to_dense(self) -> Tensor:
+        """All rows zero-padded, without gradient. [N, D]"""
+        return self.storage.to_dense()
+
+    def unify_parameters(self) -> Iterator[nn.Parameter]:
+        """Parameters of the matrices; none for "pad"."""
+        return iter(()) if self.unify is None else self.unify.parameters()
+
+    def forward(self, input: Tensor, *, limit: int | Tensor | None = None) -> Tensor:
+        """Rows of `input`, D wide. [*] -> [*, D]
+
+        Args:
+            input: rows, or ids [*, F] of a table of fields.
+            limit: read and train only the first so many numbers: one for all or shape of input.
+        """
+        starts, table = self.field_starts, self.storage
+        indices = input if starts is None else field_rows(input, starts)
+        trained: dict[str, Any] = {
+            "padding_idx": self.padding_idx,
+            "sparse": self.sparse,
+            "fused": table.fused,
+            "backend": self.backend,
+        }
+        if self.unify is None:
+            return lookup(table.weight, table.rows, indices, limit=limit, **trained)
+        if limit is not None:
+            raise ValueError("VarEmbedding: limit needs unify='pad'")
+        groups, (weight, bias) = self.unify.groups, self.unify.matrices()
+        return lookup_linear(table.weight, table.rows, indices, groups, weight, bias, **trained)
+
+    def extra_repr(self) -> str:
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}{padding}"

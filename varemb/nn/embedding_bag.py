@@ -1,0 +1,184 @@
+"""VarEmbeddingBag: `nn.EmbeddingBag` whose rows have their own widths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varemb.nn.dims import row_dims
+from varemb.nn.embedding import checked_padding, dense_weight, fill_table, refuse_torch_options
+from varemb.ops import lookup_bag
+from varemb.storage import PackedStorage
+
+
+class VarEmbeddingBag(nn.Module):
+    """Sums, means or maxima of bags of rows of different dims; a swap for `nn.EmbeddingBag`.
+
+    A row's missing columns count as zeros, also in "max". With equal dims the result is torch's.
+
+    Differs from torch: `weight` is flat, [E]; max_norm, scale_grad_by_freq and `_weight` are
+    refused by name; double backward is not offered; "max" can be sparse.
+
+    Args:
+        num_embeddings: rows N.
+        embedding_dim: width D of the output, at most 2048.
+        max_norm, norm_type, scale_grad_by_freq: not supported, for torch's argument order.
+        mode: "sum", "mean" or "max".
+        sparse: the gradient of `weight` is a sparse tensor of the touched numbers.
+        _weight: not supported; use `from_pretrained`.
+        include_last_offset: offsets end with the number of indices. [G + 1]
+        padding_idx: a row that bags leave out; starts as zeros.
+        device, dtype, dims, backend: as in `VarEmbedding`.
+
+    Attributes:
+        weight: all rows' numbers, one row after another. Parameter [E].
+
+    Shape:
+        - input: [L] with offsets [G], or [G, P] without; int32 or int64
+        - per_sample_weights: shape of input, mode "sum" only
+        - output: [G, D]
+
+    Example:
+        >>> bag = VarEmbeddingBag(3, 2, mode="sum", dims=[1, 2, 0])
+        >>> _ = bag.weight.data.copy_(torch.tensor([1.0, 10.0, 20.0]))
+        >>> bag(torch.tensor([0, 1, 2, 0]), torch.tensor([0, 2])).tolist()
+        [[11.0, 20.0], [1.0, 0.0]]
+    """
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        _weight: Tensor | None = None,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        dims: Any = None,
+        unify: str = "pad",
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        name = type(self).__name__
+        refuse_torch_options(name, max_norm, norm_type, scale_grad_by_freq)
+        if _weight is not None:
+            raise ValueError(f"{name}: _weight is not supported; use {name}.from_pretrained")
+        if unify != "pad":
+            raise ValueError(f"{name}: unify must be 'pad', got {unify!r}")
+        if mode not in ("sum", "mean", "max"):
+            raise ValueError(f"{name}: mode must be sum, mean or max, got {mode!r}")
+        given = row_dims(name, dims, num_embeddings, embedding_dim)
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.padding_idx = checked_padding(name, padding_idx, num_embeddings)
+        self.mode, self.sparse, self.backend = mode, sparse, backend
+        self.include_last_offset = include_last_offset
+        self.storage = PackedStorage(given, embedding_dim, device=device, dtype=dtype)
+        fill_table(self.storage, self.padding_idx)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        embeddings: Tensor | nn.Module,
+        freeze: bool = True,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        mode: str = "mean",
+        sparse: bool = False,
+        include_last_offset: bool = False,
+        padding_idx: int | None = None,
+        *,
+        dims: Any = None,
+        backend: str | None = None,
+    ) -> VarEmbeddingBag:
+        """A table that keeps the first d[r] numbers of each row of a dense one.
+
+        Args:
+            embeddings: [N, D], or an `nn.EmbeddingBag`.
+            freeze: the weight is not trained (torch's default).
+            dims: as in the constructor.
+        """
+        dense = dense_weight(cls.__name__, embeddings)
+        table = cls(
+            *dense.shape, max_norm, norm_type, scale_grad_by_freq, mode, sparse, None,
+            include_last_offset, padding_idx, dense.device, dense.dtype, dims=dims,
+            backend=backend,
+        )  # fmt: skip
+        table.storage.copy_dense_(dense)
+        table.weight.requires_grad_(not freeze)
+        return table
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.storage.weight
+
+    @property
+    def dims(self) -> Tensor:
+        """Stored numbers of each row. [N], int64."""
+        return self.storage.dims
+
+    def row(self, row: int) -> Tensor:
+        """The numbers of one row, a view of the weight. [d[row]]"""
+        return self.storage.row(row)
+
+    def to_dense(self) -> Tensor:
+        """All rows zero-padded, without gradient. [N, D]"""
+        return self.storage.to_dense()
+
+    def forward(
+        self,
+        input: Tensor,
+        offsets: Tensor | None = None,
+        per_sample_weights: Tensor | None = None,
+        *,
+        limit: int | Tensor | None = None,
+    ) -> Tensor:
+        """One pooled vector per bag. [G, D]
+
+        Args:
+            input: rows of all bags one after another [L], or one bag per line [G, P].
+            offsets: where each bag begins. [G], or [G + 1] with include_last_offset.
+            per_sample_weights: multiplies each row. Shape of input.
+            limit: read and train only the first so many numbers of a row.
+        """
+        if input.dim() == 2:
+            if offsets is not None:
+                raise ValueError("VarEmbeddingBag: offsets must be None for input [G, P]")
+            step = input.shape[1]
+            offsets = torch.arange(input.shape[0] + 1, device=input.device, dtype=input.dtype)
+            offsets = offsets * step
+            has_last = True
+        elif input.dim() == 1 and offsets is not None:
+            has_last = self.include_last_offset
+        else:
+            raise ValueError(
+                "VarEmbeddingBag: input must be [G, P], or [L] with offsets, "
+                f"got shape {list(input.shape)} and offsets {offsets}"
+            )
+        weights = per_sample_weights
+        return lookup_bag(
+            self.storage.weight,
+            self.storage.rows,
+            input.reshape(-1),
+            offsets,
+            mode=self.mode,
+            per_sample_weights=None if weights is None else weights.reshape(-1),
+            limit=limit.reshape(-1) if isinstance(limit, Tensor) else limit,
+            padding_idx=self.padding_idx,
+            include_last_offset=has_last,
+            sparse=self.sparse,
+            fused=self.storage.fused,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode}{padding}"

@@ -1,0 +1,143 @@
+"""How a table is trained: which form the gradient of its values takes when a lookup goes backward.
+
+dense   a flat gradient [E], for every torch optimizer;
+sparse  the touched numbers alone, as a coalesced sparse tensor of size [E];
+fused   none at all: the optimizer runs inside backward, on the touched rows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from varemb.ops.reference import SUM
+from varemb.rows import Rows
+
+DENSE, SPARSE, FUSED = 0, 1, 2
+
+
+class Fused(NamedTuple):
+    """An optimizer that a table's lookups apply in backward."""
+
+    anchor: Tensor  # [0], requires grad: carries the graph in place of the values
+    state1: Tensor | None  # [E], or [N] for row-wise Adagrad
+    state2: Tensor | None  # [E]
+    hyper: Tensor  # [6] float64: lr, weight_decay, eps, beta1, beta2, step
+    algorithm: int
+
+
+class LookedUp(NamedTuple):
+    """What a call looked up, as the gradient operations want it."""
+
+    index: Tensor
+    indices: Tensor  # [L]
+    offsets: Tensor | None  # [G] or [G + 1]
+    per_sample_weights: Tensor | None  # [L]
+    limit: Tensor | None  # [1] or [L]
+    winners: Tensor | None  # [G, D]
+    num_rows: int
+    granule: int
+    mode: int
+    padding_idx: int
+    include_last_offset: bool
+
+
+def is_trained(values: Tensor, fused: Fused | None, *others: Tensor | None) -> bool:
+    """Whether a lookup must remember what its backward needs."""
+    if not torch.is_grad_enabled():
+        return False
+    needs = any(other is not None and other.requires_grad for other in others)
+    return needs or fused is not None or values.requires_grad
+
+
+def trained_arguments(
+    values: Tensor, fused: Fused | None, sparse: bool, padding_idx: int | None
+) -> tuple[tuple[Any, ...], tuple[int, int, int]]:
+    """The leading and the last arguments of a `*_trained` operation."""
+    padding = -1 if padding_idx is None else padding_idx
+    if fused is not None:
+        lead = (values, fused.anchor, fused.state1, fused.state2, fused.hyper)
+        return lead, (padding, FUSED, fused.algorithm)
+    return (values, None, None, None, None), (padding, SPARSE if sparse else DENSE, 0)
+
+
+def save_trained(ctx: Any, inputs: tuple[Any, ...], form: int, algorithm: int) -> list[Any]:
+    """Keeps on ctx what `values_gradient` needs; returns the tensors to save."""
+    values, _, state1, state2, hyper = inputs[:5]
+    ctx.form, ctx.algorithm, ctx.numbers = form, algorithm, values.shape[0]
+    return [values, state1, state2, hyper] if form == FUSED else [None] * 4
+
+
+def values_gradient(
+    ops: Any, ctx: Any, saved: tuple[Any, ...], grad: Tensor, looked_up: LookedUp
+) -> Tensor | None:
+    """The gradient of the flat values in the form that was asked for; None when fused."""
+    grad = grad.contiguous()
+    if ctx.form == FUSED:
+        values, state1, state2, hyper = saved
+        ops.coalesce_update_(values, state1, state2, hyper, grad, *looked_up, ctx.algorithm)
+        return None
+    if not ctx.needs_input_grad[0]:
+        return None
+    if ctx.form == SPARSE:
+        positions, numbers = ops.coalesce(grad, *looked_up, ctx.numbers)
+        return torch.sparse_coo_tensor(
+            positions[None], numbers, (ctx.numbers,), is_coalesced=True, check_invariants=False
+        )
+    dense: Tensor = ops.coalesce_dense(grad, *looked_up, ctx.numbers)
+    return dense
+
+
+def sequence(
+    index: Tensor, indices: Tensor, limit: Tensor | None, rows: tuple[int, int], padding_idx: int
+) -> LookedUp:
+    """A lookup without bags."""
+    num_rows, granule = rows
+    return LookedUp(
+        index, indices, None, None, limit, None, num_rows, granule, SUM, padding_idx, False
+    )
+
+
+def check_call(op: str, values: Tensor, rows: Rows, indices: Tensor) -> None:
+    """The part of the contract that all lookups share.
+
+    Raises:
+        TypeError: indices are not int32 or int64.
+        ValueError: shapes or devices do not fit together.
+    """
+    if indices.dtype not in (torch.int32, torch.int64):
+        name = str(indices.dtype).removeprefix("torch.")
+        raise TypeError(f"{op}: indices must be int32 or int64, got {name}")
+    if values.dim() != 1 or values.shape[0] != rows.numbers:
+        raise ValueError(
+            f"{op}: values must be flat with {rows.numbers} numbers, got shape {list(values.shape)}"
+        )
+    if indices.device != values.device:
+        raise ValueError(
+            f"{op}: indices must be on the table's device {values.device}, got {indices.device}"
+        )
+
+
+def limit_tensor(op: str, limit: int | Tensor | None, indices: Tensor) -> Tensor | None:
+    """`limit` as the operations take it: int32, one for all lookups or one per lookup.
+
+    Raises:
+        ValueError: it is negative, or its shape is not that of the indices.
+        TypeError: it is not whole.
+    """
+    if limit is None:
+        return None
+    if isinstance(limit, Tensor):
+        if limit.dtype.is_floating_point or limit.dtype == torch.bool:
+            raise TypeError(f"{op}: limit must be an int tensor, got {limit.dtype}")
+        if limit.shape != indices.shape:
+            raise ValueError(
+                f"{op}: limit must have the shape of indices {list(indices.shape)}, "
+                f"got {list(limit.shape)}"
+            )
+        return limit.reshape(-1).to(torch.int32).contiguous()
+    if limit < 0:
+        raise ValueError(f"{op}: limit must not be negative, got {limit}")
+    return torch.full((1,), limit, dtype=torch.int32, device=indices.device)

@@ -1,0 +1,280 @@
+"""Optimizers for tables: they touch only looked-up rows, of those only their d[r] numbers, and keep
+state as narrow as the rows.
+
+They are lazy: a row that a batch did not look up does not move, and its moments do not decay.
+`fused=True` (default) applies the update inside backward and never stores a gradient: two lookups of
+a table in one step are then applied one after the other, and gradient clipping or a `GradScaler`
+has nothing to work on. `fused=False` reads the sparse gradient of tables built with `sparse=True`.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from varemb.ops import Fused, update_
+from varemb.ops.update import ALGORITHMS
+from varemb.storage import Storage, storage_of
+
+_HYPER = ("lr", "weight_decay", "eps", "beta1", "beta2")  # places in the hyper tensor, then step
+_STEP = len(_HYPER)
+
+
+class _Group(dict[str, Any]):
+    """A parameter group that writes through to its tables' hyper tensors, so that a scheduler's or
+    a user's `group["lr"] = ...` holds for the next backward."""
+
+    hypers: list[Tensor]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(key, value)
+        for hyper in self.hypers:
+            if key == "betas":
+                hyper[3], hyper[4] = value
+            elif key in _HYPER:
+                hyper[_HYPER.index(key)] = value
+
+
+class TableOptimizer(torch.optim.Optimizer, abc.ABC):
+    """What the optimizers of this module share.
+
+    Args:
+        params: weights of VarEmbedding and VarEmbeddingBag, or groups of them.
+        defaults: hyperparameters.
+        fused: apply the update inside backward.
+
+    Raises:
+        TypeError: a parameter is not the weight of a table.
+        ValueError: a hyperparameter is out of range; a table already has a fused optimizer.
+    """
+
+    algorithm: ClassVar[str]
+    state_names: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self, params: Iterable[Any], defaults: dict[str, Any], fused: bool, fill: float = 0.0
+    ) -> None:
+        self._check(defaults)
+        self._fused, self._fill = fused, fill
+        self._tables: dict[Tensor, Storage] = {}
+        self._hypers: dict[Tensor, Tensor] = {}
+        super().__init__(params, defaults)
+
+    def _check(self, options: dict[str, Any]) -> None:
+        name = type(self).__name__
+        for key in ("lr", "weight_decay", "eps"):
+            if key in options and not options[key] >= 0:
+                raise ValueError(f"{name}: {key} must not be negative, got {options[key]}")
+        for beta in options.get("betas", ()):
+            if not 0 <= beta < 1:
+                raise ValueError(f"{name}: betas must be in [0, 1), got {options['betas']}")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds tables with hyperparameters of their own, as in torch."""
+        super().add_param_group(param_group)
+        group = _Group(self.param_groups[-1])
+        group.hypers = []
+        for position, weight in enumerate(group["params"]):
+            self._add_table(position, weight)
+            group.hypers.append(self._hypers[weight])
+        self.param_groups[-1] = group
+        for key in ("lr", "weight_decay", "eps", "betas"):
+            if key in group:
+                group[key] = group[key]
+
+    def _add_table(self, position: int, weight: Tensor) -> None:
+        name = type(self).__name__
+        storage = storage_of(weight)
+        if storage is None:
+            raise TypeError(
+                f"{name}: every parameter must be the weight of a VarEmbedding or VarEmbeddingBag, "
+                f"parameter {position} of shape {list(weight.shape)} is not; give it to torch.optim"
+            )
+        if storage.fused is not None:
+            raise ValueError(f"{name}: the table of parameter {position} has a fused optimizer")
+        hyper = torch.zeros(_STEP + 1, dtype=torch.float64, device=weight.device)
+        hyper[_STEP] = 1
+        self._tables[weight], self._hypers[weight] = storage, hyper
+        state = self.state[weight]
+        state["step"] = hyper[_STEP]  # the number of the coming step
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        for state_name in self.state_names:
+            size = self._state_size(storage)
+            state[state_name] = torch.full((size,), self._fill, dtype=wide, device=weight.device)
+        if self._fused:
+            anchor = torch.zeros(0, device=weight.device, requires_grad=True)
+            first, second = self._buffers(weight)
+            storage.attach(Fused(anchor, first, second, hyper, ALGORITHMS[self.algorithm]))
+
+    def _state_size(self, storage: Storage) -> int:
+        return storage.weight.numel()
+
+    def _buffers(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        buffers = [self.state[weight][name] for name in self.state_names] + [None, None]
+        return buffers[0], buffers[1]
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Advances the step counter; with fused=False applies the gradients first.
+
+        Raises:
+            ValueError: fused=False and a table's gradient is dense (build it with sparse=True).
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for weight, storage in self._tables.items():
+            if not self._fused:
+                if weight.grad is None:
+                    continue
+                update_(
+                    weight,
+                    *self._buffers(weight),
+                    self._hypers[weight],
+                    storage.rows,
+                    weight.grad,
+                    algorithm=ALGORITHMS[self.algorithm],
+                )
+            self._hypers[weight][_STEP] += 1
+        return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes hyperparameters and state into the buffers that the tables already use.
+
+        Raises:
+            ValueError: the state belongs to other tables.
+        """
+        saved = state_dict["param_groups"]
+        if [len(g["params"]) for g in saved] != [len(g["params"]) for g in self.param_groups]:
+            raise ValueError(f"{type(self).__name__}: the saved state has other parameter groups")
+        pairs = [
+            (key, weight)
+            for there, here in zip(saved, self.param_groups, strict=True)
+            for key, weight in zip(there["params"], here["params"], strict=True)
+        ]
+        for key, weight in pairs:
+            for name in ("step", *self.state_names):
+                theirs, ours = state_dict["state"][key][name], self.state[weight][name]
+                if theirs.shape != ours.shape:
+                    raise ValueError(
+                        f"{type(self).__name__}: saved {name} of parameter {key} has shape "
+                        f"{list(theirs.shape)}, this table needs {list(ours.shape)}"
+                    )
+        for key, weight in pairs:
+            for name in ("step", *self.state_names):
+                self.state[weight][name].copy_(state_dict["state"][key][name])
+        for there, here in zip(saved, self.param_groups, strict=True):
+            for key, value in there.items():
+                if key != "params":
+                    here[key] = value
+
+
+class SGD(TableOptimizer):
+    """p <- p - lr (g + weight_decay p), on looked-up rows.
+
+    Args:
+        params: weights of tables.
+        lr, weight_decay: as in torch.optim.SGD.
+        fused: apply the update inside backward.
+    """
+
+    algorithm = "sgd"
+    state_names = ()
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        *,
+        fused: bool = True,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, fused)
+
+
+class Adagrad(TableOptimizer):
+    """s <- s + g^2, p <- p - lr g / (sqrt(s) + eps) (Duchi et al., 2011); state [E].
+
+    Args:
+        params: weights of tables.
+        lr, weight_decay, initial_accumulator_value, eps: as in torch.optim.Adagrad.
+        fused: apply the update inside backward.
+    """
+
+    algorithm = "adagrad"
+    state_names = ("sum",)
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        fused: bool = True,
+    ) -> None:
+        defaults = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
+        super().__init__(params, defaults, fused, initial_accumulator_value)
+
+
+class RowWiseAdagrad(TableOptimizer):
+    """s <- s + mean(g^2) over the row's own d[r] numbers, p <- p - lr g / (sqrt(s) + eps), the rule
+    of FBGEMM's row-wise Adagrad; state [N], 4 bytes a row.
+
+    Args:
+        params: weights of tables.
+        lr, weight_decay, eps: as in torch.optim.Adagrad.
+        fused: apply the update inside backward.
+    """
+
+    algorithm = "row_wise_adagrad"
+    state_names = ("sum",)
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-2,
+        weight_decay: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        fused: bool = True,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "eps": eps}, fused)
+
+    def _state_size(self, storage: Storage) -> int:
+        return storage.rows.num_rows
+
+
+class Adam(TableOptimizer):
+    """Adam (Kingma & Ba, 2015, Alg. 1) on looked-up rows; state 2 [E].
+
+    Differs from torch.optim.Adam: rows that were not looked up rest. With every row looked up in
+    every step the two agree.
+
+    Args:
+        params: weights of tables.
+        lr, betas, eps, weight_decay: as in torch.optim.Adam.
+        fused: apply the update inside backward.
+    """
+
+    algorithm = "adam"
+    state_names = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        fused: bool = True,
+    ) -> None:
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults, fused)

@@ -1,0 +1,158 @@
+"""The packed layout: rows one after another in one buffer, 1.34 bytes of index a row; fixed dims."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varemb.ops import lookup
+from varemb.ops.reference import ROWS_PER_BLOCK, stored_dims
+from varemb.rows import Rows
+from varemb.storage.base import Storage
+
+MAX_WIDTH = 2048
+_ROWS_AT_A_TIME = 65536  # for whole-table copies: 64 MiB at a width of 256
+
+
+def granule_for(width: int) -> int:
+    """Numbers per unit of the one-byte dims: 1 up to a width of 255, then 2, 4, 8, 16.
+
+    Example:
+        >>> [granule_for(width) for width in (64, 255, 256, 1024, 2048)]
+        [1, 1, 2, 8, 16]
+    """
+    granule = 1
+    while -(-width // granule) > 255:
+        granule *= 2
+    return granule
+
+
+def packed_index(dims: Tensor, granule: int) -> Tensor:  # [N] -> [ceil(N / 24), 4]
+    """The 32-byte blocks: offset of the first row, then 24 one-byte dims in granules."""
+    blocks = -(-dims.numel() // ROWS_PER_BLOCK)
+    units = torch.zeros(blocks * ROWS_PER_BLOCK, dtype=torch.uint8)
+    units[: dims.numel()] = (dims + granule - 1).div(granule, rounding_mode="floor").to(torch.uint8)
+    units = units.view(blocks, ROWS_PER_BLOCK)
+    ends = units.sum(1, dtype=torch.int64).cumsum(0)
+    index = torch.zeros(blocks, 4, dtype=torch.int64)
+    index[1:, 0] = ends[:-1] * granule
+    index[:, 1:] = units.view(torch.int64)
+    return index
+
+
+class PackedStorage(Storage):
+    """Rows one after another; dims are fixed.
+
+    Args:
+        dims: numbers of each row, 0 <= d[r] <= D. [N], int64. Above a width of 255 a dim is
+            rounded up to a granule; `dims` says what was stored.
+        width: D, at most 2048.
+        device, dtype: of the numbers; the index is as large on every device.
+    """
+
+    index: Tensor
+
+    def __init__(
+        self,
+        dims: Tensor,
+        width: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.width, self.num_rows, self.granule = width, dims.numel(), granule_for(width)
+        index = packed_index(dims.cpu(), self.granule)
+        self.numbers = int(stored_dims(index, self.num_rows, self.granule).sum())
+        self.weight = nn.Parameter(torch.empty(self.numbers, device=device, dtype=dtype))
+        self.register_buffer("index", index.to(self.weight.device), persistent=False)
+        self.fused = None
+        self.register_weight()
+
+    @property
+    def rows(self) -> Rows:
+        return Rows(self.index, self.num_rows, self.width, self.granule, self.numbers)
+
+    @property
+    def dims(self) -> Tensor:
+        return stored_dims(self.index, self.num_rows, self.granule).clamp(max=self.width)
+
+    def index_nbytes(self) -> int:
+        return self.index.untyped_storage().nbytes()
+
+    def row(self, row: int) -> Tensor:  # [d[row]]
+        """The numbers of one row, a view of the weight."""
+        if not 0 <= row < self.num_rows:
+            raise IndexError(f"row: must be in [0, {self.num_rows}), got {row}")
+        block, slot = divmod(row, ROWS_PER_BLOCK)
+        units = self.index[block : block + 1, 1:].contiguous().view(torch.uint8)[0]
+        start = int(self.index[block, 0]) + self.granule * int(units[:slot].sum())
+        return self.weight[start : start + min(self.granule * int(units[slot]), self.width)]
+
+    @torch.no_grad()
+    def to_dense(self) -> Tensor:  # [N, D]
+        """All rows, zero-padded."""
+        return lookup(
+            self.weight, self.rows, torch.arange(self.num_rows, device=self.weight.device)
+        )
+
+    @torch.no_grad()
+    def copy_dense_(self, dense: Tensor) -> None:
+        """Takes each row's first numbers from a dense table [N, D]."""
+        kept = self.dims
+        columns = torch.arange(self.width, device=self.weight.device)
+        starts = stored_dims(self.index, self.num_rows, self.granule).cumsum(0)
+        starts -= stored_dims(self.index, self.num_rows, self.granule)
+        for first in range(0, self.num_rows, _ROWS_AT_A_TIME):
+            part = slice(first, first + _ROWS_AT_A_TIME)
+            inside = columns < kept[part, None]
+            places = (starts[part, None] + columns)[inside]
+            source = dense[part].to(device=self.weight.device, dtype=self.weight.dtype)
+            self.weight[places] = source[inside]
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "dims"] = self.dims.to(torch.int16)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        state_dict = dict(state_dict)
+        saved = state_dict.pop(prefix + "dims", None)
+        if saved is None:
+            missing_keys.append(prefix + "dims")
+        else:
+            reason = self._dims_mismatch(saved)
+            if reason is not None:
+                error_msgs.append(f"{prefix}dims: {reason}")
+                return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self.register_weight()
+
+    def _dims_mismatch(self, saved: Tensor) -> str | None:
+        """Why saved dims are not this table's, or None."""
+        own = self.dims
+        if saved.dim() != 1 or saved.numel() != own.numel():
+            return f"saved for {saved.numel()} rows, this table has {own.numel()}"
+        differ = (saved.to(own) != own).nonzero()
+        if differ.numel() == 0:
+            return None
+        row = int(differ[0, 0])
+        return (
+            f"{differ.shape[0]} rows have other dims, first row {row}: "
+            f"saved {int(saved[row])}, this table {int(own[row])}"
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.num_rows} rows, width {self.width}, {self.numbers} numbers"
