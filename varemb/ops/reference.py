@@ -75,15 +75,16 @@ def lookup(
 
 def _bag_of(offsets: Tensor, lookups: int, include_last_offset: bool) -> tuple[Tensor, int]:
     """The bag of each lookup [covered] and the number of bags G."""
+    if offsets.numel() and (int(offsets[0]) != 0 or int(offsets[-1]) > lookups):
+        raise ValueError(
+            f"lookup_bag: offsets must start at 0 and not pass the number of indices {lookups}, "
+            f"got {int(offsets[0])} to {int(offsets[-1])}"
+        )
     if not include_last_offset:
         offsets = torch.cat([offsets, offsets.new_tensor([lookups])])
     counts = offsets.diff()
-    if offsets.numel() and (int(offsets[0]) != 0 or int(offsets[-1]) > lookups):
-        raise ValueError(
-            f"lookup_bag: offsets must start at 0 and not pass {lookups}, got {offsets.tolist()}"
-        )
     if bool((counts < 0).any()):
-        raise ValueError(f"lookup_bag: offsets must not decrease, got {offsets.tolist()}")
+        raise ValueError("lookup_bag: offsets must not decrease")
     return torch.arange(counts.numel(), device=offsets.device).repeat_interleave(
         counts.long()
     ), counts.numel()

@@ -17,7 +17,7 @@ _ROWS = "int num_rows, int width, int granule"
 _BAG = "Tensor indices, Tensor offsets, Tensor? per_sample_weights, Tensor? limit"
 _GRADIENT = (
     "Tensor grad, Tensor index, Tensor indices, Tensor? offsets, Tensor? per_sample_weights, "
-    "Tensor? limit, Tensor? winners, int num_rows, int granule, int mode, int padding_idx, "
+    "Tensor? limit, Tensor? winners, int num_rows, int granule, int pooling, int padding_idx, "
     "bool include_last_offset"
 )
 _LINEAR = "Tensor index, Tensor indices, Tensor groups, Tensor weight, Tensor bias"
@@ -29,9 +29,9 @@ _FORM = "int padding_idx, int form, int algorithm"
 SCHEMAS = {
     # values [E], indices [L], limit [1] or [L] int32 -> [L, D]
     "lookup": f"(Tensor values, Tensor index, Tensor indices, Tensor? limit, {_ROWS}) -> Tensor",
-    # offsets [G] or [G + 1], mode 0 sum, 1 mean, 2 max -> [G, D], winners [G, D] int32 (max only)
+    # offsets [G] or [G + 1], pooling 0 sum, 1 mean, 2 max -> [G, D], winners [G, D] int32 (max only)
     "lookup_bag": (
-        f"(Tensor values, Tensor index, {_BAG}, {_ROWS}, int mode, int padding_idx, "
+        f"(Tensor values, Tensor index, {_BAG}, {_ROWS}, int pooling, int padding_idx, "
         "bool include_last_offset) -> (Tensor, Tensor)"
     ),
     # grad [G, D] -> [L]
@@ -60,7 +60,7 @@ SCHEMAS = {
         f"({_TRAINED}, Tensor index, Tensor indices, Tensor? limit, {_ROWS}, {_FORM}) -> Tensor"
     ),
     "lookup_bag_trained": (
-        f"({_TRAINED}, Tensor index, {_BAG}, {_ROWS}, int mode, bool include_last_offset, {_FORM})"
+        f"({_TRAINED}, Tensor index, {_BAG}, {_ROWS}, int pooling, bool include_last_offset, {_FORM})"
         " -> (Tensor, Tensor)"
     ),
     "lookup_linear_trained": f"({_TRAINED}, {_LINEAR}, {_ROWS}, {_FORM}) -> Tensor",

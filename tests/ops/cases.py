@@ -1,0 +1,42 @@
+"""Lookups that every operation is tested with (CONTRIBUTING, "Test an operation")."""
+
+from typing import NamedTuple
+
+import torch
+
+from varemb.testing import dims_of
+
+
+class Case(NamedTuple):
+    """A table's dims and the rows to look up."""
+
+    dims: torch.Tensor  # [N]
+    width: int
+    indices: torch.Tensor  # [L]
+
+
+def _skewed(rows: int, lookups: int) -> torch.Tensor:
+    ranks = torch.arange(1, rows + 1, dtype=torch.float64)
+    return torch.multinomial(ranks**-1.2, lookups, replacement=True)
+
+
+def make_cases() -> dict[str, Case]:
+    """Fresh cases; the same for every call."""
+    torch.manual_seed(7)
+    return {
+        "no_indices": Case(dims_of("uniform", 40, 8), 8, torch.zeros(0, dtype=torch.int64)),
+        "one_row": Case(torch.tensor([5]), 8, torch.tensor([0])),
+        "repeats": Case(dims_of("uniform", 50, 7), 7, torch.randint(0, 5, (300,))),
+        "dim_one": Case(dims_of("ones", 33, 4), 4, torch.randint(0, 33, (70,))),
+        "dim_zero": Case(dims_of("zeros", 30, 4), 4, torch.randint(0, 30, (11,))),
+        "equal": Case(dims_of("equal", 100, 16), 16, torch.randint(0, 100, (257,))),
+        "odd_width": Case(dims_of("uniform", 97, 37), 37, torch.randint(0, 97, (513,))),
+        "last_row": Case(dims_of("uniform", 49, 19), 19, torch.tensor([48, 0, 48, 47])),
+        "skewed_dims": Case(dims_of("skewed", 1000, 64), 64, _skewed(1000, 3000)),
+        "wide": Case(dims_of("uniform", 60, 300), 300, torch.randint(0, 60, (90,))),
+        "widest": Case(dims_of("odd", 30, 2048), 2048, torch.randint(0, 30, (40,))),
+        "one_block": Case(dims_of("odd", 24, 130), 130, torch.arange(24).repeat(3)),
+    }
+
+
+CASES = make_cases()

@@ -1,0 +1,51 @@
+"""PackedStorage: the index, its bytes, and what a move keeps."""
+
+import pytest
+import torch
+
+from varemb.ops import reference
+from varemb.storage import PackedStorage, storage_of
+from varemb.testing import dims_of
+
+
+@pytest.mark.parametrize("rows", [1, 23, 24, 25, 48, 1000])
+@pytest.mark.parametrize("kind", ["uniform", "equal", "zeros", "skewed"])
+def test_rows_stand_one_after_another(rows, kind):
+    dims = dims_of(kind, rows, 100)
+    storage = PackedStorage(dims, 100)
+    offsets, found = reference.locate(storage.index, torch.arange(rows), 100, 1)
+    assert torch.equal(found, dims)
+    assert torch.equal(offsets, dims.cumsum(0) - dims)
+    assert storage.numbers == int(dims.sum()) == storage.weight.numel()
+
+
+def test_index_takes_1_34_bytes_a_row():
+    storage = PackedStorage(torch.full((240_000,), 3), 64)
+    assert storage.index_nbytes() == 32 * 10_000
+    assert storage.index_nbytes() / 240_000 < 1.34
+
+
+def test_weights_and_index_take_what_the_dims_need():
+    dims = dims_of("uniform", 100_000, 32)
+    storage = PackedStorage(dims, 32)
+    taken = storage.weight.untyped_storage().nbytes() + storage.index_nbytes()
+    assert taken <= 4 * int(dims.sum()) + 1.4 * 100_000
+
+
+def test_an_empty_table_is_possible():
+    storage = PackedStorage(torch.zeros(0, dtype=torch.int64), 8)
+    assert storage.to_dense().shape == (0, 8)
+
+
+def test_row_refuses_a_row_outside_the_table():
+    storage = PackedStorage(torch.tensor([1, 2]), 8)
+    with pytest.raises(IndexError, match=r"row: must be in \[0, 2\), got 2"):
+        storage.row(2)
+
+
+def test_a_weight_finds_its_table_also_after_moves():
+    storage = PackedStorage(torch.tensor([1, 2]), 8)
+    assert storage_of(storage.weight) is storage
+    storage.to(torch.float64)
+    assert storage_of(storage.weight) is storage
+    assert storage_of(torch.zeros(3)) is None

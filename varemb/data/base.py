@@ -1,0 +1,120 @@
+"""ClickData: what every click data set of this folder returns."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClickData:
+    """Rows of categorical ids with a label; the ids of each field count from 0.
+
+    Attributes:
+        ids: [R, F], int32 or int64, ids[:, f] in [0, cardinalities[f]).
+        labels: [R], float32, 0 or 1.
+        field_names: one name per field. [F]
+        cardinalities: rows of each field. [F]
+
+    Raises:
+        ValueError: shapes that do not fit, an id outside its field, a label that is not 0 or 1.
+
+    Example:
+        >>> ids, labels = torch.tensor([[0, 2], [1, 0]]), torch.tensor([0.0, 1.0])
+        >>> len(ClickData(ids, labels, ("user", "item"), (2, 3)))
+        2
+    """
+
+    ids: Tensor
+    labels: Tensor
+    field_names: tuple[str, ...]
+    cardinalities: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        fields = len(self.field_names)
+        if self.ids.dim() != 2 or self.ids.shape[1] != fields or len(self.cardinalities) != fields:
+            raise ValueError(
+                f"ClickData: ids must be [rows, {fields}], a column per field name, with "
+                f"{fields} cardinalities; got ids {list(self.ids.shape)} and "
+                f"{len(self.cardinalities)} cardinalities"
+            )
+        if self.ids.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"ClickData: ids must be int32 or int64, got {self.ids.dtype}")
+        if self.labels.shape != self.ids.shape[:1]:
+            raise ValueError(
+                f"ClickData: labels must be [{len(self.ids)}], one per row of ids, "
+                f"got {list(self.labels.shape)}"
+            )
+        wrong = (self.labels != 0) & (self.labels != 1)  # NaN is wrong too
+        if wrong.any():
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"ClickData: labels must be 0 or 1, got {self.labels[row].item()} in row {row}"
+            )
+        outside = (self.ids < 0) | (self.ids >= torch.tensor(self.cardinalities))
+        if outside.any():
+            row, field = outside.nonzero()[0].tolist()
+            raise ValueError(
+                f"ClickData: ids of {self.field_names[field]} must be in "
+                f"[0, {self.cardinalities[field]}), got {self.ids[row, field].item()} in row {row}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def split(
+        self, seed: int, fractions: Sequence[float] = (0.8, 0.1, 0.1)
+    ) -> tuple[ClickData, ...]:
+        """Disjoint random parts, one per fraction; the same seed gives the same parts.
+
+        Args:
+            seed: of the shuffle.
+            fractions: positive, adding up to 1.
+
+        Raises:
+            ValueError: the fractions do not add up to 1, or a part would be empty.
+
+        Example:
+            >>> ids, labels = torch.arange(10).view(10, 1), torch.zeros(10)
+            >>> parts = ClickData(ids, labels, ("user",), (10,)).split(0)
+            >>> [len(part) for part in parts]
+            [8, 1, 1]
+        """
+        if not fractions or min(fractions) <= 0 or not math.isclose(sum(fractions), 1):
+            raise ValueError(
+                f"split: fractions must be positive and add up to 1, got {tuple(fractions)}"
+            )
+        ends = [round(len(self) * share) for share in itertools.accumulate(fractions)]
+        sizes = np.diff([0, *ends]).tolist()
+        if 0 in sizes:
+            raise ValueError(
+                f"split: every part needs a row; {len(self)} rows in shares of "
+                f"{tuple(fractions)} give {sizes}"
+            )
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        return tuple(
+            ClickData(self.ids[rows], self.labels[rows], self.field_names, self.cardinalities)
+            for rows in order.split(sizes)
+        )
+
+
+def from_columns(columns: dict[str, npt.NDArray[np.generic]], labels: Tensor) -> ClickData:
+    """ClickData whose ids are the ranks of the sorted distinct values of each column.
+
+    Args:
+        columns: field name -> value of each row. Each [R].
+        labels: [R], 0 or 1.
+    """
+    ids, cardinalities = [], []
+    for values in columns.values():
+        distinct, ranks = np.unique(values, return_inverse=True)
+        ids.append(torch.from_numpy(ranks.astype(np.int32)))
+        cardinalities.append(len(distinct))
+    return ClickData(torch.stack(ids, 1), labels, tuple(columns), tuple(cardinalities))

@@ -1,0 +1,237 @@
+"""The picture of a report: dims per field, quality against bytes, training curves, memory.
+
+Colours are those of Okabe and Ito, told apart by all common kinds of colour blindness; methods also
+differ by marker.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from varemb.report.table import PARTS, format_bytes, method_name, total_bytes
+from varemb.runs import Run
+
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_PART_COLORS = {
+    "weights": "#44546A",
+    "index": "#E69F00",
+    "unify": "#009E73",
+    "optimizer": "#A9B4C2",
+}
+_INK, _MUTED, _GRID = "#222222", "#666666", "#dddddd"
+
+_STYLE: Any = {
+    "figure.constrained_layout.h_pad": 0.18,
+    "figure.constrained_layout.w_pad": 0.14,
+    "font.size": 10,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.edgecolor": _MUTED,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "text.color": _INK,
+    "xtick.color": _MUTED,
+    "ytick.color": _INK,
+    "figure.facecolor": "white",
+}
+
+
+def draw_report(runs: Sequence[Run], title: str) -> bytes:
+    """The report's picture as a PNG, 2000 pixels wide.
+
+    Args:
+        runs: at least one; the fields are those of the first.
+        title: one line above the panels.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError("the report needs matplotlib: pip install 'varemb[plots]'") from None
+    fields = len(runs[0].plan)
+    with matplotlib.rc_context(_STYLE):
+        height = max(4.0, 0.30 * fields + 1.4)
+        figure = Figure(figsize=(10, height + 4.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        panels = figure.subplots(2, 2, gridspec_kw={"height_ratios": [height, 3.6]})
+        figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+        styles = _method_styles(runs)
+        _draw_dims(panels[0][0], runs)
+        _draw_quality(panels[0][1], runs, styles)
+        _draw_curves(panels[1][0], runs, styles)
+        _draw_memory(panels[1][1], runs)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=200)
+    return buffer.getvalue()
+
+
+def _method_styles(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
+    methods = dict.fromkeys(result["method"] for run in runs for result in run.results)
+    return {
+        method: (_COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)])
+        for i, method in enumerate(methods)
+    }
+
+
+def _draw_dims(axes: Any, runs: Sequence[Run]) -> None:
+    plan = runs[0].plan
+    names = list(plan)
+    places = np.arange(len(names))
+    same = [run.plan for run in runs if list(run.plan) == names]
+    means = np.array([[_mean_dim(each[name]) for name in names] for each in same])  # [runs, F]
+    dims = means.mean(0)
+    widths = [plan.widths[name] for name in names]
+    axes.barh(places, widths, 0.72, color="#eeeeee", label="full width")
+    axes.barh(places, dims, 0.72, color=_COLORS[0], label="dim")
+    if len(same) > 1:
+        for points in means:
+            axes.plot(points, places, "o", ms=4, mfc="white", mec=_INK, mew=0.8, clip_on=False)
+    planted = runs[0].metrics.get("planted")
+    if isinstance(planted, dict):
+        values = [planted.get(name, np.nan) for name in names]
+        axes.plot(values, places, "D", ms=7, mfc="none", mec=_COLORS[1], mew=1.6, label="planted")
+        axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+    for place, name in enumerate(names):
+        low, high = (int(plan[name].min()), int(plan[name].max())) if len(plan[name]) else (0, 0)
+        text = f"{dims[place]:.3g}" if low == high else f"{low} to {high}, mean {dims[place]:.3g}"
+        axes.text(
+            max(widths) * 1.02, place, text, va="center", ha="left", color=_INK, fontweight="bold"
+        )
+    axes.set_yticks(places, [f"{name}  ({len(plan[name]):,})" for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.set_xlim(0, max(widths))
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("dim (numbers per row)")
+    suffix = f", mean of {len(same)} runs" if len(same) > 1 else ""
+    axes.set_title(f"Dims per field (rows){suffix}")
+
+
+def _mean_dim(dims: np.ndarray[Any, Any]) -> float:
+    return float(dims.mean()) if len(dims) else 0.0
+
+
+def _draw_quality(axes: Any, runs: Sequence[Run], styles: dict[str, tuple[str, str]]) -> None:
+    results = [result for run in runs for result in run.results]
+    unit, factor = _unit(max(map(_table_bytes, results)))
+    for method, (color, marker) in styles.items():
+        mine = [result for result in results if result["method"] == method]
+        x = [_table_bytes(result) / factor for result in mine]
+        y = [result["metrics"]["auc"] for result in mine]
+        if len(mine) > 1:
+            axes.scatter(x, y, s=28, marker=marker, facecolors="none", edgecolors=color)
+        axes.scatter(mean(x), mean(y), s=90, marker=marker, color=color, zorder=3)
+        label = method_name(method) + (f",\nmean of {len(mine)}" if len(mine) > 1 else "")
+        axes.annotate(
+            f"{label}: {mean(y):.4f}",
+            (mean(x), max(y)),
+            xytext=(0, 12),
+            textcoords="offset points",
+            ha="center",
+            color=color,
+            fontweight="bold",
+        )
+    values = [result["metrics"]["auc"] for result in results]
+    spread = max(max(values) - min(values), 0.002)
+    axes.set_ylim(min(values) - 0.6 * spread, max(values) + 1.1 * spread)
+    axes.set_xlim(0, 1.2 * max(map(_table_bytes, results)) / factor)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4f}")
+    axes.set_xlabel(f"table in memory: weights, index and unify ({unit})")
+    axes.set_ylabel("AUC on the test part")
+    axes.set_title("Quality against bytes")
+
+
+def _table_bytes(result: dict[str, Any]) -> int:
+    return total_bytes(result) - int(result["bytes"].get("optimizer", 0))
+
+
+def _unit(most: float) -> tuple[str, float]:
+    for unit, factor in (("GiB", 1024.0**3), ("MiB", 1024.0**2), ("KiB", 1024.0)):
+        if most >= 2 * factor:
+            return unit, factor
+    return "bytes", 1.0
+
+
+def _draw_curves(axes: Any, runs: Sequence[Run], styles: dict[str, tuple[str, str]]) -> None:
+    is_empty = True
+    for method, (color, marker) in styles.items():
+        for number, run in enumerate(runs):
+            points = [
+                (record["epoch"], record["valid"]["auc"])
+                for record in run.history
+                if record.get("phase") == "train"
+                and record.get("method") == method
+                and "valid" in record
+            ]
+            if points:
+                is_empty = False
+                label = method_name(method) if number == 0 else None
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=color,
+                    marker=marker,
+                    ms=4,
+                    lw=1.6,
+                    label=label,
+                )
+    if is_empty:
+        axes.text(0.5, 0.5, "no history", transform=axes.transAxes, ha="center", color=_MUTED)
+    else:
+        axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("AUC on the validation part")
+    axes.set_title("Training")
+
+
+def _draw_memory(axes: Any, runs: Sequence[Run]) -> None:
+    methods = list(_method_styles(runs))
+    results = [result for run in runs for result in run.results]
+    parts = {
+        method: {
+            part: mean(r["bytes"].get(part, 0) for r in results if r["method"] == method)
+            for part in PARTS
+        }
+        for method in methods
+    }
+    totals = [sum(parts[method].values()) for method in methods]
+    unit, factor = _unit(max(totals))
+    left = np.zeros(len(methods))
+    for part in PARTS:
+        sizes = np.array([parts[method][part] for method in methods]) / factor
+        axes.barh(range(len(methods)), sizes, 0.55, left=left, color=_PART_COLORS[part], label=part)
+        left += sizes
+    for place, total in enumerate(totals):
+        share = f", {total / max(totals):.0%}" if total < max(totals) else ""
+        axes.text(
+            total / factor + 0.015 * max(left), place, f"{format_bytes(total)}{share}",
+            va="center", ha="left", fontweight="bold",
+        )  # fmt: skip
+    axes.set_yticks(range(len(methods)), [method_name(method) for method in methods])
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.set_xlim(0, 1.42 * max(left))
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"measured memory ({unit})")
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.22), ncols=4, frameon=False,
+        columnspacing=1.2, handlelength=1.0,
+    )  # fmt: skip
+    axes.set_title("Memory while training")

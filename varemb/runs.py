@@ -1,0 +1,142 @@
+"""Run folders: what a search or a training leaves behind, and the rules for coming back to one.
+
+options.json        the options the run was started with
+plan.safetensors    dims per table
+metrics.json        the result, written last: a folder that has it is finished
+history.jsonl       one line per epoch
+checkpoint/         state to continue from
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varemb.files import load_json, load_jsonl, save_json
+from varemb.plan import SizePlan
+
+OPTIONS = "options.json"
+PLAN = "plan.safetensors"
+METRICS = "metrics.json"
+HISTORY = "history.jsonl"
+CHECKPOINT = "checkpoint"
+
+_FIELDS = (
+    "method",
+    "data",
+    "model",
+    "seed",
+    "metrics",
+    "params",
+    "params_full",
+    "bytes",
+    "seconds",
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, read back."""
+
+    folder: Path
+    plan: SizePlan
+    metrics: dict[str, Any]  # metrics.json
+    history: list[dict[str, Any]]  # one record per epoch
+
+    @property
+    def results(self) -> list[dict[str, Any]]:
+        """The run's own result, then those it was compared with; fields as in metrics.json."""
+        return [self.metrics, *self.metrics.get("compared", [])]
+
+
+@contextlib.contextmanager
+def open_run(folder: Path | None, options: Mapping[str, Any], *, resume: bool) -> Iterator[bool]:
+    """Makes a run folder, or finds the one to continue, for the time of a with block.
+
+    A block that fails before anything was kept leaves no folder behind.
+
+    Args:
+        folder: where the run lives; made when it does not exist. None keeps nothing.
+        options: what decides the result of the run: option of the command line -> value.
+        resume: continue the run that is there.
+
+    Returns:
+        A context whose value says whether the run in the folder is already finished.
+
+    Raises:
+        ValueError: there is a run and `resume` is false, the run was started with other options, or
+            the folder holds something else. Nothing is changed.
+    """
+    if folder is None:
+        yield False
+        return
+    is_finished = _enter(folder, options, resume=resume)
+    try:
+        yield is_finished
+    except BaseException:
+        with contextlib.suppress(OSError):  # a checkpoint is there: the folder stays
+            (folder / CHECKPOINT).rmdir()
+            if not (folder / PLAN).exists():
+                (folder / OPTIONS).unlink()
+                folder.rmdir()
+        raise
+
+
+def _enter(folder: Path, options: Mapping[str, Any], *, resume: bool) -> bool:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        (folder / CHECKPOINT).mkdir(parents=True)
+        save_json(folder / OPTIONS, options)
+        return False
+    if not (folder / OPTIONS).exists():
+        raise ValueError(f"{folder} holds no run of varemb; choose another --out")
+    is_finished = (folder / METRICS).exists()
+    if not resume:
+        kind = "a finished" if is_finished else "an unfinished"
+        raise ValueError(
+            f"{folder} holds {kind} run; add --resume to continue it, or choose another --out"
+        )
+    _check_same(folder, json.loads(json.dumps(options)))  # as they are stored: tuples are lists
+    (folder / CHECKPOINT).mkdir(exist_ok=True)
+    return is_finished
+
+
+def _check_same(folder: Path, options: Mapping[str, Any]) -> None:
+    stored = load_json(folder / OPTIONS)
+    if not isinstance(stored, dict):
+        raise ValueError(f"{folder / OPTIONS} must hold the options of a run, got {stored!r}")
+    for name in [*stored, *options]:
+        if stored.get(name) != options.get(name):
+            raise ValueError(
+                f"{folder} was started with {name} {stored.get(name)}, got {options.get(name)}; "
+                f"give the same, or choose another --out"
+            )
+
+
+def load_run(folder: Path) -> Run:
+    """A finished run.
+
+    Raises:
+        FileNotFoundError: the folder is missing, or holds no finished run.
+        ValueError: a file in it is damaged; the message names it.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder of a run")
+    if not (folder / METRICS).exists():
+        kind = (
+            "an unfinished run: continue it with --resume"
+            if (folder / OPTIONS).exists()
+            else "no run"
+        )
+        raise FileNotFoundError(f"{folder} has no {METRICS}; it holds {kind}")
+    metrics = load_json(folder / METRICS)
+    results = [metrics, *metrics.get("compared", [])] if isinstance(metrics, dict) else [{}]
+    for result in results:
+        missing = [name for name in _FIELDS if name not in result]
+        if missing:
+            raise ValueError(f"{folder / METRICS} lacks {', '.join(missing)}")
+    history = load_jsonl(folder / HISTORY) if (folder / HISTORY).exists() else []
+    return Run(folder, SizePlan.load(folder / PLAN), metrics, history)
