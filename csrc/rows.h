@@ -58,9 +58,8 @@ struct PackedRows {
     return num_rows;
   }
 
-  void prefetch(int64_t row) const {
-    __builtin_prefetch(blocks + static_cast<uint64_t>(row) / kRowsPerBlock * kBlockBytes);
-  }
+  // The block that a lookup of the row reads.
+  const uint8_t* block_of(int64_t row) const { return blocks + static_cast<uint64_t>(row) / kRowsPerBlock * kBlockBytes; }
 
  private:
 #if defined(__AVX2__)

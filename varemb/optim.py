@@ -18,7 +18,7 @@ from torch import Tensor
 
 from varemb.ops import Fused, update_
 from varemb.ops.update import ALGORITHMS
-from varemb.storage import Storage, storage_of
+from varemb.storage import Storage, prefer_huge_pages, storage_of
 
 _HYPER = ("lr", "weight_decay", "eps", "beta1", "beta2")  # places in the hyper tensor, then step
 _STEP = len(_HYPER)
@@ -104,7 +104,8 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         for state_name in self.state_names:
             size = self._state_size(storage)
-            state[state_name] = torch.full((size,), self._fill, dtype=wide, device=weight.device)
+            buffer = torch.empty(size, dtype=wide, device=weight.device)
+            state[state_name] = prefer_huge_pages(buffer).fill_(self._fill)
         if self._fused:
             anchor = torch.zeros(0, device=weight.device, requires_grad=True)
             first, second = self._buffers(weight)
@@ -140,7 +141,7 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
                     weight.grad,
                     algorithm=ALGORITHMS[self.algorithm],
                 )
-            self._hypers[weight][_STEP] += 1
+            self.state[weight]["step"].add_(1)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ Tensor coalesce_dense(
     torch::stable::parallel_for(0, gradient.chunks(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t chunk = begin; chunk < end; ++chunk) {
         gradient.each_sum(
-            chunk, [&](const Run& run) { __builtin_prefetch(to + run.where.offset, 1); },
+            chunk, [&](const Run& run) { prefetch_bytes(to + run.where.offset, run.dim * static_cast<int64_t>(sizeof(T))); },
             [&](const Run& run, const auto* sum) {
               T* row = to + run.where.offset;
               for (int64_t k = 0; k < run.dim; k += Vec<T>::kLanes) {

@@ -269,7 +269,7 @@ void coalesce_update_(
               [&](const Run& run) {
                 prefetch_bytes(slices.values + run.where.offset, run.dim * static_cast<int64_t>(sizeof(T)));
                 const int64_t state_bytes = run.dim * static_cast<int64_t>(sizeof(*slices.state1));
-                if (per_row) __builtin_prefetch(slices.state1 + run.row);
+                if (per_row) prefetch(slices.state1 + run.row);
                 else if (slices.state1 != nullptr) prefetch_bytes(slices.state1 + run.where.offset, state_bytes);
                 if (slices.state2 != nullptr) prefetch_bytes(slices.state2 + run.where.offset, state_bytes);
               },

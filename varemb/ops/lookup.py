@@ -14,6 +14,7 @@ from varemb.ops.training import (
     check_call,
     is_trained,
     limit_tensor,
+    register_training,
     save_trained,
     sequence,
     trained_arguments,
@@ -101,9 +102,7 @@ def _register(name: str) -> None:
     torch.library.register_fake(f"{name}::lookup", _fake, lib=library)
     torch.library.register_fake(f"{name}::lookup_trained", _fake_trained, lib=library)
     library.impl("lookup_trained", trained, "CompositeExplicitAutograd")
-    torch.library.register_autograd(
-        f"{name}::lookup_trained", backward, setup_context=_setup, lib=library
-    )
+    register_training(library, "lookup_trained", _setup, backward)
 
 
 for _name in LIBRARIES:

@@ -16,6 +16,7 @@ from varemb.ops.training import (
     check_call,
     is_trained,
     limit_tensor,
+    register_training,
     save_trained,
     trained_arguments,
     values_gradient,
@@ -166,9 +167,7 @@ def _register(name: str) -> None:
     torch.library.register_fake(f"{name}::lookup_bag_trained", fake_trained, lib=library)
     torch.library.register_fake(f"{name}::lookup_bag_weights_backward", fake_weights, lib=library)
     library.impl("lookup_bag_trained", trained, "CompositeExplicitAutograd")
-    torch.library.register_autograd(
-        f"{name}::lookup_bag_trained", backward, setup_context=_setup, lib=library
-    )
+    register_training(library, "lookup_bag_trained", _setup, backward)
 
 
 for _name in LIBRARIES:

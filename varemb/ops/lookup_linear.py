@@ -13,6 +13,7 @@ from varemb.ops.training import (
     Fused,
     check_call,
     is_trained,
+    register_training,
     save_trained,
     sequence,
     trained_arguments,
@@ -123,9 +124,7 @@ def _register(name: str) -> None:
     torch.library.register_fake(f"{name}::lookup_linear_trained", _fake_trained, lib=library)
     torch.library.register_fake(f"{name}::lookup_linear_backward", _fake_backward, lib=library)
     library.impl("lookup_linear_trained", trained, "CompositeExplicitAutograd")
-    torch.library.register_autograd(
-        f"{name}::lookup_linear_trained", backward, setup_context=_setup, lib=library
-    )
+    register_training(library, "lookup_linear_trained", _setup, backward)
 
 
 for _name in LIBRARIES:

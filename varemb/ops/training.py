@@ -7,6 +7,7 @@ fused   none at all: the optimizer runs inside backward, on the touched rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -88,6 +89,41 @@ def values_gradient(
         )
     dense: Tensor = ops.coalesce_dense(grad, *looked_up, ctx.numbers)
     return dense
+
+
+def register_training(
+    library: torch.library.Library,
+    name: str,
+    setup: Callable[[Any, tuple[Any, ...], Any], None],
+    backward: Callable[..., tuple[Any, ...]],
+) -> None:
+    """Makes an operation differentiable: torch.library.register_autograd for operations that are
+    called with all arguments, without its cost of 60 microseconds a call for filling in defaults.
+
+    Args:
+        library: where the operation is defined.
+        name: the operation.
+        setup: keeps on ctx what backward needs; gets ctx, the arguments and the output.
+        backward: gets ctx and the output's gradients; returns one gradient per argument.
+    """
+    op = getattr(getattr(torch.ops, library.ns), name).default
+
+    class Trained(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                output = op(*arguments)
+            setup(ctx, arguments, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            return backward(ctx, *grads)
+
+    def forward(*arguments: Any) -> Any:
+        return Trained.apply(*arguments)
+
+    library.impl(name, forward, "Autograd")
 
 
 def sequence(

@@ -11,6 +11,7 @@ from varemb.ops import lookup
 from varemb.ops.reference import ROWS_PER_BLOCK, stored_dims
 from varemb.rows import Rows
 from varemb.storage.base import Storage
+from varemb.storage.pages import prefer_huge_pages
 
 MAX_WIDTH = 2048
 _ROWS_AT_A_TIME = 65536  # for whole-table copies: 64 MiB at a width of 256
@@ -66,7 +67,8 @@ class PackedStorage(Storage):
         self.width, self.num_rows, self.granule = width, dims.numel(), granule_for(width)
         index = packed_index(dims.cpu(), self.granule)
         self.numbers = int(stored_dims(index, self.num_rows, self.granule).sum())
-        self.weight = nn.Parameter(torch.empty(self.numbers, device=device, dtype=dtype))
+        weight = torch.empty(self.numbers, device=device, dtype=dtype)
+        self.weight = nn.Parameter(prefer_huge_pages(weight))
         self.register_buffer("index", index.to(self.weight.device), persistent=False)
         self.fused = None
         self.register_weight()
