@@ -1,7 +1,8 @@
-"""Builds the native parts of varemb with the compilers at hand; without torch or a compiler, a pure-Python install.
+"""Builds the native parts of varemb; without torch or a compiler, a pure-Python install.
 
-VAREMB_BUILD=auto (default) builds what it can and says what it could not; python builds nothing; cpu fails loudly when
-the CPU libraries cannot be built. Nothing here looks at the devices of the machine that builds.
+VAREMB_BUILD=auto (default) builds what it can and says what it could not; python builds nothing;
+cpu fails loudly when the CPU libraries cannot be built. Nothing here looks at the devices of the
+machine that builds.
 """
 
 import importlib.util
@@ -14,19 +15,24 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 STABLE_ABI = "0x020b000000000000"  # torch 2.11: one binary serves it and every later torch
 COMMON = [
-    "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
-    "-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized",  # gcc 12 sees both inside its own AVX-512 headers
+    "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off",
+    f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
+    # gcc 12 warns of both inside its own AVX-512 headers
+    "-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized",
 ]  # fmt: skip
-# One library per instruction set and no dispatch inside: inline functions of the standard library would otherwise be
-# merged by the linker, and an AVX-512 copy could run on a machine that has none.
+# One library per instruction set and no dispatch inside: inline functions of the standard library
+# would otherwise be merged by the linker, and an AVX-512 copy could run on a machine that has none.
 CAPABILITIES = {
-    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mbmi2"],
+    "avx512": [
+        "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl",
+        "-mavx2", "-mfma", "-mf16c", "-mbmi2",
+    ],
     "avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi2"],
     "default": [],
 }  # fmt: skip
@@ -43,7 +49,7 @@ def missing():
     if os.environ.get("VAREMB_BUILD") == "python":
         return "VAREMB_BUILD=python asked for a pure-Python install"
     if torch_folder() is None:
-        return "torch is not installed in the building environment (pip install --no-build-isolation .)"
+        return "torch is not installed where the build runs (pip install --no-build-isolation .)"
     if shutil.which(os.environ.get("CXX", "g++")) is None:
         return "no C++ compiler (set CXX, or install g++)"
     return None
@@ -79,17 +85,31 @@ class BuildNative(build_ext):
         libraries = torch_folder() / "lib"
         for capability in dict.fromkeys(capability for _, capability in jobs):
             own = [str(o) for o, (_, c) in zip(objects, jobs, strict=True) if c == capability]
-            self.call(["-shared", *own, "-o", str(target / f"_C_cpu_{capability}.so"), f"-L{libraries}",
-                       "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"])  # fmt: skip
+            library = target / f"_C_cpu_{capability}.so"
+            linked = [f"-L{libraries}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
+            self.call(["-shared", *own, "-o", str(library), *linked])
 
     def compile(self, source, capability):
         out = ROOT / "build" / "objects" / capability / f"{source.stem}.o"
         out.parent.mkdir(parents=True, exist_ok=True)
         headers = [*(ROOT / "csrc").glob("*.h"), *source.parent.glob("*.h"), Path(__file__)]
-        if out.exists() and all(out.stat().st_mtime > f.stat().st_mtime for f in [source, *headers]):
+        if out.exists() and all(
+            out.stat().st_mtime > f.stat().st_mtime for f in [source, *headers]
+        ):
             return out
         flags = CAPABILITIES[capability]
-        self.call([*COMMON, *flags, "-isystem", str(torch_folder() / "include"), "-c", str(source), "-o", str(out)])
+        self.call(
+            [
+                *COMMON,
+                *flags,
+                "-isystem",
+                str(torch_folder() / "include"),
+                "-c",
+                str(source),
+                "-o",
+                str(out),
+            ]
+        )
         return out
 
     def call(self, arguments):
@@ -110,7 +130,9 @@ class BuildNative(build_ext):
         return {"cpu_missing": reason, "compiler": version, "stable_abi": STABLE_ABI}
 
     def get_outputs(self):
-        return [str(f) for f in [*self.target().glob("_C_cpu_*.so"), self.target() / "build_info.json"]]
+        return [
+            str(f) for f in [*self.target().glob("_C_cpu_*.so"), self.target() / "build_info.json"]
+        ]
 
     def target(self):
         return Path(self.build_lib) / "varemb"

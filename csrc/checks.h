@@ -1,5 +1,6 @@
-// Contracts of the native operations. The Python fronts check first and speak to the user; these checks protect a direct
-// call through torch.ops. std::invalid_argument becomes ValueError and std::out_of_range IndexError in Python.
+// Contracts of the native operations. The Python fronts check first and speak to the user; these
+// checks protect a direct call through torch.ops. std::invalid_argument becomes ValueError and
+// std::out_of_range IndexError in Python.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -34,25 +35,34 @@ void check(bool holds, const Parts&... parts) {
 inline void check_index_dtype(const char* op, const char* name, const Tensor& tensor) {
   const auto dtype = tensor.scalar_type();
   check(
-      dtype == ScalarType::Int || dtype == ScalarType::Long,
-      op, ": ", name, " must be int32 or int64, got ", torch::headeronly::toString(dtype));
+      dtype == ScalarType::Int || dtype == ScalarType::Long, op, ": ", name,
+      " must be int32 or int64, got ", torch::headeronly::toString(dtype));
 }
 
 inline void check_vector(const char* op, const char* name, const Tensor& tensor) {
   check(
-      tensor.dim() == 1 && tensor.is_contiguous(),
-      op, ": ", name, " must be one-dimensional and contiguous");
+      tensor.dim() == 1 && tensor.is_contiguous(), op, ": ", name,
+      " must be one-dimensional and contiguous");
 }
 
-// The packed index must hold a block for every row, so that no row number below num_rows reads past its end.
-inline void check_rows(const char* op, const Tensor& index, int64_t num_rows, int64_t width, int64_t granule) {
+// The packed index must hold a block for every row, so that no row number below num_rows reads past
+// its end.
+inline void check_rows(
+    const char* op,
+    const Tensor& index,
+    int64_t num_rows,
+    int64_t width,
+    int64_t granule) {
   check(
-      index.scalar_type() == ScalarType::Long && index.dim() == 2 && index.size(1) == 4 && index.is_contiguous(),
+      index.scalar_type() == ScalarType::Long && index.dim() == 2 && index.size(1) == 4 &&
+          index.is_contiguous(),
       op, ": index must be a contiguous int64 tensor [blocks, 4]");
   check(
-      num_rows >= 0 && num_rows <= index.size(0) * 24,
-      op, ": index has ", index.size(0), " blocks of 24 rows, too few for ", num_rows, " rows");
-  check(num_rows <= std::numeric_limits<uint32_t>::max(), op, ": a table holds at most 2^32 - 1 rows, got ", num_rows);
+      num_rows >= 0 && num_rows <= index.size(0) * 24, op, ": index has ", index.size(0),
+      " blocks of 24 rows, too few for ", num_rows, " rows");
+  check(
+      num_rows <= std::numeric_limits<uint32_t>::max(), op,
+      ": a table holds at most 2^32 - 1 rows, got ", num_rows);
   check(width >= 0 && width <= 2048, op, ": width must be in [0, 2048], got ", width);
   check(granule >= 1 && granule <= 16, op, ": granule must be in [1, 16], got ", granule);
 }
@@ -62,12 +72,12 @@ inline void check_limit(const char* op, const std::optional<Tensor>& limit, int6
   check(limit->scalar_type() == ScalarType::Int, op, ": limit must be int32");
   check_vector(op, "limit", *limit);
   check(
-      limit->size(0) == 1 || limit->size(0) == lookups,
-      op, ": limit must have one element or one per index (", lookups, "), got ", limit->size(0));
+      limit->size(0) == 1 || limit->size(0) == lookups, op,
+      ": limit must have one element or one per index (", lookups, "), got ", limit->size(0));
 }
 
-// The first bad index of a call, found by any thread; reported after the parallel loop, because an exception must not
-// leave one.
+// The first bad index of a call, found by any thread; reported after the parallel loop, because an
+// exception must not leave one.
 struct BadIndex {
   int64_t position = std::numeric_limits<int64_t>::max();
   int64_t index = 0;

@@ -16,8 +16,9 @@ struct Row {
   int32_t dim;     // numbers to read, at most the table's width
 };
 
-// Packed layout: a 32-byte block serves 24 rows, an 8-byte offset of its first row and 24 one-byte dims in granules.
-// A lookup touches one 32-byte sector: the offset is the base plus the dims before the row.
+// Packed layout: a 32-byte block serves 24 rows, an 8-byte offset of its first row and 24 one-byte
+// dims in granules. A lookup touches one 32-byte sector: the offset is the base plus the dims
+// before the row.
 struct PackedRows {
   static constexpr int kRowsPerBlock = 24;
   static constexpr int kBlockBytes = 32;
@@ -35,7 +36,8 @@ struct PackedRows {
     int64_t base;
     std::memcpy(&base, block, sizeof(base));
     const int32_t dim = block[kBaseBytes + slot] * granule;
-    return {base + static_cast<int64_t>(sum_before(block, slot)) * granule, dim < width ? dim : width};
+    return {
+        base + static_cast<int64_t>(sum_before(block, slot)) * granule, dim < width ? dim : width};
   }
 
   // The row that holds the number at `offset` of the flat values; offset must be below their count.
@@ -59,20 +61,25 @@ struct PackedRows {
   }
 
   // The block that a lookup of the row reads.
-  const uint8_t* block_of(int64_t row) const { return blocks + static_cast<uint64_t>(row) / kRowsPerBlock * kBlockBytes; }
+  const uint8_t* block_of(int64_t row) const {
+    return blocks + static_cast<uint64_t>(row) / kRowsPerBlock * kBlockBytes;
+  }
 
  private:
 #if defined(__AVX2__)
   static uint32_t sum_before(const uint8_t* block, int slot) {
-    // Byte numbers; the base's bytes are given the largest one so that the comparison never selects them.
+    // Byte numbers; the base's bytes are given the largest one so that the comparison never selects
+    // them.
     const __m256i number = _mm256_setr_epi8(
-        127, 127, 127, 127, 127, 127, 127, 127, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19,
-        20, 21, 22, 23);
+        127, 127, 127, 127, 127, 127, 127, 127, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
+        15, 16, 17, 18, 19, 20, 21, 22, 23);
     const __m256i before = _mm256_cmpgt_epi8(_mm256_set1_epi8(static_cast<char>(slot)), number);
     const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block));
     const __m256i sums = _mm256_sad_epu8(_mm256_and_si256(bytes, before), _mm256_setzero_si256());
-    const __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
-    return static_cast<uint32_t>(_mm_cvtsi128_si32(half)) + static_cast<uint32_t>(_mm_extract_epi32(half, 2));
+    const __m128i half =
+        _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    return static_cast<uint32_t>(_mm_cvtsi128_si32(half)) +
+           static_cast<uint32_t>(_mm_extract_epi32(half, 2));
   }
 #else
   static uint32_t sum_before(const uint8_t* block, int slot) {

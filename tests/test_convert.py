@@ -17,7 +17,9 @@ class Towers(nn.Module):
 def test_convert_swaps_the_named_modules_alone():
     model = Towers().eval()
     user, bag = model.user.weight.detach().clone(), model.towers[0].weight.detach().clone()
-    plan = SizePlan({"user": [4, 0, 2, 1, 1, 1], "towers.0": [8, 1, 2, 3, 4]}, {"user": 4, "towers.0": 8})
+    plan = SizePlan(
+        {"user": [4, 0, 2, 1, 1, 1], "towers.0": [8, 1, 2, 3, 4]}, {"user": 4, "towers.0": 8}
+    )
     assert convert(model, plan) is model
     assert isinstance(model.user, VarEmbedding) and isinstance(model.towers[0], VarEmbeddingBag)
     assert model.user.padding_idx == 1 and model.user.sparse and not model.user.training

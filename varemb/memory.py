@@ -1,4 +1,4 @@
-"""The memory report: bytes of a model's tables as allocated, beside those of tables of one width."""
+"""The memory report: bytes of a model's tables as allocated, and if every row were D wide."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class MemoryReport:
     Example:
         >>> import varemb
         >>> emb = varemb.VarEmbedding(1000, 64, dims=16)
-        >>> print(varemb.memory_report(emb))
-        table   rows  width  numbers  weights  index  unify  gradient  optimizer  total  uniform  ratio
-        storage 1000     64    16000    64000   1344      0         0          0  65344   256000  0.255
+        >>> report = varemb.memory_report(emb)
+        >>> report.bytes["weights"], report.bytes["index"], report.bytes_full
+        (64000, 1344, 256000)
     """
 
     tables: tuple[TableMemory, ...]

@@ -2,8 +2,8 @@
 state as narrow as the rows.
 
 They are lazy: a row that a batch did not look up does not move, and its moments do not decay.
-`fused=True` (default) applies the update inside backward and never stores a gradient: two lookups of
-a table in one step are then applied one after the other, and gradient clipping or a `GradScaler`
+`fused=True` (default) applies the update inside backward and never stores a gradient: two lookups
+of a table in one step are then applied one after the other, and gradient clipping or a `GradScaler`
 has nothing to work on. `fused=False` reads the sparse gradient of tables built with `sparse=True`.
 """
 

@@ -1,4 +1,4 @@
-"""What a layout hands to an operation: where each row's numbers are. Plain tensors, no behaviour."""
+"""What a layout hands to an operation: where each row's numbers are, as plain tensors."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ class Rows(NamedTuple):
     `min(granule * dim byte, width)` numbers.
     """
 
-    index: Tensor  # [ceil(N / 24), 4] int64: the base, then 24 dim bytes
+    index: Tensor  # type: ignore[assignment]  # [ceil(N / 24), 4] int64: the base, then 24 dim bytes
     num_rows: int  # N
     width: int  # D
     granule: int  # 1, 2, 4, 8 or 16 numbers per unit of the dim bytes

@@ -31,19 +31,27 @@ inline int64_t count_bags(const Tensor& offsets, bool include_last_offset) {
 }
 
 template <typename Index>
-Bags<Index> checked_bags(const char* op, const Tensor& offsets, int64_t lookups, bool include_last_offset) {
+Bags<Index> checked_bags(
+    const char* op,
+    const Tensor& offsets,
+    int64_t lookups,
+    bool include_last_offset) {
   check_vector(op, "offsets", offsets);
   const int64_t count = offsets.size(0);
   check(!include_last_offset || count > 0, op, ": include_last_offset needs at least one offset");
   const Index* numbers = data<Index>(offsets);
-  check(count == 0 || numbers[0] == 0, op, ": offsets must start at 0, got ", count == 0 ? 0 : numbers[0]);
+  check(
+      count == 0 || numbers[0] == 0, op, ": offsets must start at 0, got ",
+      count == 0 ? 0 : numbers[0]);
   for (int64_t i = 1; i < count; ++i) {
     check(
-        numbers[i] >= numbers[i - 1],
-        op, ": offsets must not decrease, got ", numbers[i - 1], " then ", numbers[i], " at position ", i);
+        numbers[i] >= numbers[i - 1], op, ": offsets must not decrease, got ", numbers[i - 1],
+        " then ", numbers[i], " at position ", i);
   }
   const int64_t last = count == 0 ? 0 : static_cast<int64_t>(numbers[count - 1]);
-  check(last <= lookups, op, ": offsets must not pass the number of indices ", lookups, ", got ", last);
+  check(
+      last <= lookups, op, ": offsets must not pass the number of indices ", lookups, ", got ",
+      last);
   const int64_t bags = count_bags(offsets, include_last_offset);
   check(bags > 0 || lookups == 0, op, ": ", lookups, " indices need at least one bag");
   return {numbers, bags, lookups, include_last_offset};

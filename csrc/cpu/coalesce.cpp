@@ -1,4 +1,5 @@
-// The gradient of a call with one entry per distinct row: as a flat dense tensor, or as its touched numbers alone.
+// The gradient of a call with one entry per distinct row: as a flat dense tensor, or as its touched
+// numbers alone.
 #include "gradient.h"
 
 namespace varemb {
@@ -8,8 +9,8 @@ void check_gradient(const char* op, const GradientArgs& args) {
   check(args.grad.dim() == 2, op, ": grad must be two-dimensional");
   if (args.per_sample_weights) {
     check(
-        args.per_sample_weights->scalar_type() == args.grad.scalar_type(),
-        op, ": per_sample_weights must have the dtype of grad");
+        args.per_sample_weights->scalar_type() == args.grad.scalar_type(), op,
+        ": per_sample_weights must have the dtype of grad");
   }
 }
 
@@ -27,8 +28,9 @@ Tensor coalesce_dense(
     int64_t padding_idx,
     bool include_last_offset,
     int64_t numbers) {
-  const GradientArgs args{grad,     index,   indices, offsets,     per_sample_weights, limit, winners,
-                          num_rows, granule, mode,    padding_idx, include_last_offset};
+  const GradientArgs args{
+      grad,    index,    indices, offsets, per_sample_weights, limit,
+      winners, num_rows, granule, mode,    padding_idx,        include_last_offset};
   check_gradient("coalesce_dense", args);
   Tensor out = torch::stable::new_zeros(grad, {numbers});
   if (indices.size(0) == 0) return out;
@@ -39,7 +41,10 @@ Tensor coalesce_dense(
     torch::stable::parallel_for(0, gradient.chunks(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t chunk = begin; chunk < end; ++chunk) {
         gradient.each_sum(
-            chunk, [&](const Run& run) { prefetch_bytes(to + run.where.offset, run.dim * static_cast<int64_t>(sizeof(T))); },
+            chunk,
+            [&](const Run& run) {
+              prefetch_bytes(to + run.where.offset, run.dim * static_cast<int64_t>(sizeof(T)));
+            },
             [&](const Run& run, const auto* sum) {
               T* row = to + run.where.offset;
               for (int64_t k = 0; k < run.dim; k += Vec<T>::kLanes) {
@@ -66,8 +71,9 @@ std::tuple<Tensor, Tensor> coalesce(
     int64_t padding_idx,
     bool include_last_offset,
     int64_t numbers) {
-  const GradientArgs args{grad,     index,   indices, offsets,     per_sample_weights, limit, winners,
-                          num_rows, granule, mode,    padding_idx, include_last_offset};
+  const GradientArgs args{
+      grad,    index,    indices, offsets, per_sample_weights, limit,
+      winners, num_rows, granule, mode,    padding_idx,        include_last_offset};
   check_gradient("coalesce", args);
   Tensor positions;  // [n] places in the flat values, ascending
   Tensor sums;       // [n] their gradients
@@ -82,7 +88,8 @@ std::tuple<Tensor, Tensor> coalesce(
       }
     });
     for (int64_t chunk = 0; chunk < chunks; ++chunk) starts[chunk + 1] += starts[chunk];
-    positions = torch::stable::new_empty(grad, {starts.back()}, std::make_optional(ScalarType::Long));
+    positions =
+        torch::stable::new_empty(grad, {starts.back()}, std::make_optional(ScalarType::Long));
     sums = torch::stable::new_empty(grad, {starts.back()});
     int64_t* const places = mutable_data<int64_t>(positions);
     T* const to = mutable_data<T>(sums);

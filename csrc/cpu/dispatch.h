@@ -25,8 +25,9 @@ void dispatch_values(const char* op, const Tensor& values, const Body& body) {
     case ScalarType::BFloat16: return body(TypeTag<BFloat16>{});
     case ScalarType::Half: return body(TypeTag<Half>{});
     default:
-      fail(op, ": values must be float32, float64, bfloat16 or float16, got ",
-           torch::headeronly::toString(values.scalar_type()));
+      fail(
+          op, ": values must be float32, float64, bfloat16 or float16, got ",
+          torch::headeronly::toString(values.scalar_type()));
   }
 }
 
@@ -51,7 +52,8 @@ const T* data_or_null(const std::optional<Tensor>& tensor) {
   return tensor ? data<T>(*tensor) : nullptr;
 }
 
-// `numbers` is the length of the flat buffer that the index points into: the last row must end inside it.
+// `numbers` is the length of the flat buffer that the index points into: the last row must end
+// inside it.
 inline PackedRows packed_rows(
     const char* op,
     const Tensor& index,
@@ -65,13 +67,14 @@ inline PackedRows packed_rows(
   if (num_rows > 0) {
     const Row last = rows(num_rows - 1);
     check(
-        last.offset >= 0 && last.offset + last.dim <= numbers,
-        op, ": the index describes ", last.offset + last.dim, " numbers, values has ", numbers);
+        last.offset >= 0 && last.offset + last.dim <= numbers, op, ": the index describes ",
+        last.offset + last.dim, " numbers, values has ", numbers);
   }
   return rows;
 }
 
-// Runs body(begin, end) over [0, size) on libtorch's threads; body returns the first bad index it met.
+// Runs body(begin, end) over [0, size) on libtorch's threads; body returns the first bad index it
+// met.
 template <typename Body>
 BadIndex parallel_lookup(int64_t size, int64_t grain, const Body& body) {
   BadIndex first;

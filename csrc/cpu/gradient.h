@@ -1,5 +1,6 @@
 // The gradient of a call, one distinct row after another: what coalesce stores and update applies.
-// A row is summed by one thread in the order of its lookups, so results do not depend on the threads.
+// A row is summed by one thread in the order of its lookups, so results do not depend on the
+// threads.
 #pragma once
 
 #include "bags.h"
@@ -46,7 +47,9 @@ class Gradient {
 
   Gradient(const char* op, const GradientArgs& args, int64_t numbers)
       : grad_(data<T>(args.grad)), width_(args.grad.size(1)) {
-    check(args.grad.dim() == 2 && args.grad.is_contiguous(), op, ": grad must be contiguous, two-dimensional");
+    check(
+        args.grad.dim() == 2 && args.grad.is_contiguous(), op,
+        ": grad must be contiguous, two-dimensional");
     check_vector(op, "indices", args.indices);
     rows_ = packed_rows(op, args.index, args.num_rows, width_, args.granule, numbers);
     const int64_t lookups = args.indices.size(0);
@@ -58,11 +61,15 @@ class Gradient {
       using Index = typename decltype(index_type)::type;
       int64_t in_bags = lookups;
       if (args.offsets) {
-        in_bags = read_bags(op, checked_bags<Index>(op, *args.offsets, lookups, args.include_last_offset), args);
+        in_bags = read_bags(
+            op, checked_bags<Index>(op, *args.offsets, lookups, args.include_last_offset), args);
       } else {
-        check(args.grad.size(0) == lookups, op, ": grad has ", args.grad.size(0), " rows for ", lookups, " indices");
+        check(
+            args.grad.size(0) == lookups, op, ": grad has ", args.grad.size(0), " rows for ",
+            lookups, " indices");
       }
-      sorted_ = sort_lookups(op, data<Index>(args.indices), in_bags, args.num_rows, args.padding_idx);
+      sorted_ =
+          sort_lookups(op, data<Index>(args.indices), in_bags, args.num_rows, args.padding_idx);
     });
   }
 
@@ -104,8 +111,9 @@ class Gradient {
   }
 
  private:
-  static constexpr int64_t kChunk = 1024;    // lookups per task: enough tasks to share evenly, few enough to be cheap
-  static constexpr int64_t kAhead = 8;       // runs between the request for memory and its use
+  static constexpr int64_t kChunk =
+      1024;  // lookups per task: enough tasks to share evenly, few enough to be cheap
+  static constexpr int64_t kAhead = 8;  // runs between the request for memory and its use
   static constexpr int64_t kMaxWidth = 2048;
 
   // The gradients that make up one run's sum.
@@ -122,19 +130,24 @@ class Gradient {
     int32_t dim = limit_.apply(where.dim, position_of(key(at)));
     int64_t end = at + 1;
     while (end < sorted_.count && row_of(key(end)) == row) {
-      if (limit_.values != nullptr) dim = std::max(dim, limit_.apply(where.dim, position_of(key(end))));
+      if (limit_.values != nullptr)
+        dim = std::max(dim, limit_.apply(where.dim, position_of(key(end))));
       ++end;
     }
     return {row, where, at, end, dim};
   }
 
-  // Fills what the bags say about each lookup; returns how many lookups lie in a bag (an included last offset may leave
-  // some out).
+  // Fills what the bags say about each lookup; returns how many lookups lie in a bag (an included
+  // last offset may leave some out).
   template <typename Index>
   int64_t read_bags(const char* op, const Bags<Index>& bags, const GradientArgs& args) {
-    check(args.grad.size(0) == bags.bags, op, ": grad has ", args.grad.size(0), " bags, offsets describe ", bags.bags);
+    check(
+        args.grad.size(0) == bags.bags, op, ": grad has ", args.grad.size(0),
+        " bags, offsets describe ", bags.bags);
     const Pool pool = pool_of(op, args.mode);
-    check((pool == Pool::kMax) == (winners_ != nullptr), op, ": winners belong to max, and only to max");
+    check(
+        (pool == Pool::kMax) == (winners_ != nullptr), op,
+        ": winners belong to max, and only to max");
     bag_of_.reset(new int32_t[static_cast<size_t>(bags.lookups)]);
     if (pool == Pool::kMean) bag_scale_.resize(static_cast<size_t>(bags.bags));
     const Index* indices = data<Index>(args.indices);
@@ -145,7 +158,8 @@ class Gradient {
           bag_of_[p] = static_cast<int32_t>(bag);
           count += static_cast<int64_t>(indices[p]) != args.padding_idx;
         }
-        if (pool == Pool::kMean) bag_scale_[bag] = count > 0 ? Acc(1) / static_cast<Acc>(count) : Acc(0);
+        if (pool == Pool::kMean)
+          bag_scale_[bag] = count > 0 ? Acc(1) / static_cast<Acc>(count) : Acc(0);
       }
     });
     return bags.bags > 0 ? bags.end(bags.bags - 1) : 0;
@@ -160,7 +174,9 @@ class Gradient {
 
   void prefetch_gradient(const Run& run) const {
     for (int64_t i = run.begin; i < std::min(run.end, run.begin + 4); ++i) {
-      prefetch_bytes(grad_ + source_of(position_of(key(i))) * width_, run.dim * static_cast<int64_t>(sizeof(T)));
+      prefetch_bytes(
+          grad_ + source_of(position_of(key(i))) * width_,
+          run.dim * static_cast<int64_t>(sizeof(T)));
     }
   }
 
@@ -169,7 +185,8 @@ class Gradient {
     if (winners_ != nullptr) return sum_of_winners(run, sum);
     const bool is_weighted = weights_ != nullptr || !bag_scale_.empty();
     if constexpr (std::is_same_v<T, Acc>) {
-      if (run.end - run.begin == 1 && !is_weighted) return grad_ + source_of(position_of(key(run.begin))) * width_;
+      if (run.end - run.begin == 1 && !is_weighted)
+        return grad_ + source_of(position_of(key(run.begin))) * width_;
     }
     terms.rows.clear();
     terms.weights.clear();

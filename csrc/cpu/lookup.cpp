@@ -1,6 +1,7 @@
-// Rows of different dims as one zero-padded block. Each thread writes its own rows; rows are asked for ahead of use.
-#include "dispatch.h"
+// Rows of different dims as one zero-padded block. Each thread writes its own rows; rows are asked
+// for ahead of use.
 #include "decode.h"
+#include "dispatch.h"
 
 namespace varemb {
 namespace {
@@ -60,7 +61,8 @@ Tensor lookup(
     dispatch_index("lookup", "indices", indices, [&](auto index_type) {
       using Index = typename decltype(index_type)::type;
       T* const to = mutable_data<T>(out);
-      const Call<T, Index, PackedRows> call{data<T>(values), rows, data<Index>(indices), Limit::of(limit)};
+      const Call<T, Index, PackedRows> call{
+          data<T>(values), rows, data<Index>(indices), Limit::of(limit)};
       bad = parallel_lookup(lookups, kGrain, [&](int64_t begin, int64_t end) {
         return copy_rows(call, begin, end, to);
       });
@@ -70,9 +72,7 @@ Tensor lookup(
   return out;
 }
 
-STABLE_TORCH_LIBRARY_IMPL(varemb, CPU, m) {
-  m.impl("lookup", TORCH_BOX(&lookup));
-}
+STABLE_TORCH_LIBRARY_IMPL(varemb, CPU, m) { m.impl("lookup", TORCH_BOX(&lookup)); }
 
 }  // namespace
 }  // namespace varemb

@@ -1,5 +1,6 @@
-// Pooled rows of different dims: sum, mean or max over each bag, and the gradient of per-sample weights.
-// Each thread owns whole bags; a bag is added in the order of its indices, so results do not depend on the threads.
+// Pooled rows of different dims: sum, mean or max over each bag, and the gradient of per-sample
+// weights. Each thread owns whole bags; a bag is added in the order of its indices, so results do
+// not depend on the threads.
 #include "bags.h"
 #include "pool.h"
 
@@ -20,10 +21,15 @@ struct BagCall {
   const T* weights;  // [L] or null
 };
 
-// The largest number of each column, a row's missing columns counting as zeros, and which index gave it (the first of
-// equals; NaN wins and stays). Indices equal to padding_idx do not compete.
+// The largest number of each column, a row's missing columns counting as zeros, and which index
+// gave it (the first of equals; NaN wins and stays). Indices equal to padding_idx do not compete.
 template <typename T, typename Index>
-void max_bag(const BagCall<T, Index>& call, int64_t bag, const Source<T>* rows, T* to, int32_t* winners) {
+void max_bag(
+    const BagCall<T, Index>& call,
+    int64_t bag,
+    const Source<T>* rows,
+    T* to,
+    int32_t* winners) {
   const int64_t first = call.bags.begin(bag);
   for (int64_t k = 0; k < call.lookups.rows.width; ++k) {
     T best = T(0);
@@ -50,11 +56,18 @@ typename Wide<T>::type mean_scale(const BagCall<T, Index>& call, int64_t bag) {
   for (int64_t p = call.bags.begin(bag); p < call.bags.end(bag); ++p) {
     count += static_cast<int64_t>(call.lookups.indices[p]) != call.lookups.padding_idx;
   }
-  return typename Wide<T>::type(1) / static_cast<typename Wide<T>::type>(std::max<int64_t>(count, 1));
+  return
+      typename Wide<T>::type(1) / static_cast<typename Wide<T>::type>(std::max<int64_t>(count, 1));
 }
 
 template <typename T, typename Index>
-BadIndex pool_bags(const BagCall<T, Index>& call, Pool pool, T* out, int32_t* winners, int64_t begin, int64_t end) {
+BadIndex pool_bags(
+    const BagCall<T, Index>& call,
+    Pool pool,
+    T* out,
+    int32_t* winners,
+    int64_t begin,
+    int64_t end) {
   using Acc = typename Wide<T>::type;
   const int64_t width = call.lookups.rows.width;
   Ahead<T, Index, PackedRows> ahead(call.lookups, call.bags.begin(begin), call.bags.end(end - 1));
@@ -83,12 +96,12 @@ BadIndex pool_bags(const BagCall<T, Index>& call, Pool pool, T* out, int32_t* wi
 }
 
 std::tuple<Tensor, Tensor> lookup_bag(
-    const Tensor& values,                              // [E]
-    const Tensor& index,                               // [blocks, 4]
-    const Tensor& indices,                             // [L]
-    const Tensor& offsets,                             // [G] or [G + 1]
-    const std::optional<Tensor>& per_sample_weights,   // [L]
-    const std::optional<Tensor>& limit,                // [1] or [L]
+    const Tensor& values,                             // [E]
+    const Tensor& index,                              // [blocks, 4]
+    const Tensor& indices,                            // [L]
+    const Tensor& offsets,                            // [G] or [G + 1]
+    const std::optional<Tensor>& per_sample_weights,  // [L]
+    const std::optional<Tensor>& limit,               // [1] or [L]
     int64_t num_rows,
     int64_t width,
     int64_t granule,
@@ -102,12 +115,17 @@ std::tuple<Tensor, Tensor> lookup_bag(
   const int64_t lookups = indices.size(0);
   check_limit(op, limit, lookups);
   const Pool pool = pool_of(op, mode);
-  check(indices.scalar_type() == offsets.scalar_type(), op, ": indices and offsets must have the same dtype");
-  check(lookups <= std::numeric_limits<int32_t>::max() || pool != Pool::kMax, op, ": max takes at most 2^31 - 1 indices");
+  check(
+      indices.scalar_type() == offsets.scalar_type(), op,
+      ": indices and offsets must have the same dtype");
+  check(
+      lookups <= std::numeric_limits<int32_t>::max() || pool != Pool::kMax, op,
+      ": max takes at most 2^31 - 1 indices");
   if (per_sample_weights) {
     check_vector(op, "per_sample_weights", *per_sample_weights);
     check(
-        per_sample_weights->size(0) == lookups && per_sample_weights->scalar_type() == values.scalar_type(),
+        per_sample_weights->size(0) == lookups &&
+            per_sample_weights->scalar_type() == values.scalar_type(),
         op, ": per_sample_weights must have one number per index, of the dtype of values");
   }
   Tensor out;
@@ -136,8 +154,8 @@ std::tuple<Tensor, Tensor> lookup_bag(
   return {out, winners};
 }
 
-// d loss / d weight of an index: its row times the gradient of its bag. Indices were checked by the forward pass, but this
-// can be called directly, so they are checked again.
+// d loss / d weight of an index: its row times the gradient of its bag. Indices were checked by the
+// forward pass, but this can be called directly, so they are checked again.
 Tensor lookup_bag_weights_backward(
     const Tensor& grad,                  // [G, D]
     const Tensor& values,                // [E]
@@ -150,21 +168,26 @@ Tensor lookup_bag_weights_backward(
     int64_t padding_idx,
     bool include_last_offset) {
   const char* op = "lookup_bag_weights_backward";
-  check(grad.dim() == 2 && grad.is_contiguous() && grad.scalar_type() == values.scalar_type(),
-        op, ": grad must be contiguous [bags, width], of the dtype of values");
+  check(
+      grad.dim() == 2 && grad.is_contiguous() && grad.scalar_type() == values.scalar_type(), op,
+      ": grad must be contiguous [bags, width], of the dtype of values");
   check_vector(op, "values", values);
   check_vector(op, "indices", indices);
   const int64_t width = grad.size(1);
   const PackedRows rows = packed_rows(op, index, num_rows, width, granule, values.size(0));
   const int64_t lookups = indices.size(0);
   check_limit(op, limit, lookups);
-  check(indices.scalar_type() == offsets.scalar_type(), op, ": indices and offsets must have the same dtype");
+  check(
+      indices.scalar_type() == offsets.scalar_type(), op,
+      ": indices and offsets must have the same dtype");
   Tensor out = torch::stable::new_zeros(values, {lookups});
   BadIndex bad;
   dispatch_index(op, "indices", indices, [&](auto index_type) {
     using Index = typename decltype(index_type)::type;
     const Bags<Index> bags = checked_bags<Index>(op, offsets, lookups, include_last_offset);
-    check(bags.bags == grad.size(0), op, ": grad has ", grad.size(0), " bags, offsets describe ", bags.bags);
+    check(
+        bags.bags == grad.size(0), op, ": grad has ", grad.size(0), " bags, offsets describe ",
+        bags.bags);
     dispatch_values(op, values, [&](auto value_type) {
       using T = typename decltype(value_type)::type;
       T* const to = mutable_data<T>(out);
@@ -182,7 +205,9 @@ Tensor lookup_bag_weights_backward(
             const Source<T>& row = decoded[p - first];
             Vec<T> dot = Vec<T>::zero();
             for (int64_t k = 0; k < row.dim; k += Vec<T>::kLanes) {
-              dot = fma(Vec<T>::load(row.numbers + k, row.dim - k), Vec<T>::load(bag_grad + k, row.dim - k), dot);
+              dot =
+                  fma(Vec<T>::load(row.numbers + k, row.dim - k),
+                      Vec<T>::load(bag_grad + k, row.dim - k), dot);
             }
             to[p] = static_cast<T>(dot.sum());
           }

@@ -1,8 +1,9 @@
 // Rows of different dims times the matrix of their group, plus a bias: every row comes out O wide.
-// One row's output stays in registers while the row's numbers and the matrix rows stream by; a matrix of 64 x 128 floats
-// fits the first-level cache, so this runs at the load ports' speed without a call per group.
-#include "dispatch.h"
+// One row's output stays in registers while the row's numbers and the matrix rows stream by; a
+// matrix of 64 x 128 floats fits the first-level cache, so this runs at the load ports' speed
+// without a call per group.
 #include "decode.h"
+#include "dispatch.h"
 
 #include <vector>
 
@@ -18,7 +19,8 @@ struct Projected {
   int64_t matrix;
 };
 
-// groups [F, D + 1, 2]: for a field (the position modulo F) and a dim, the first matrix row and the bias row; -1 for none.
+// groups [F, D + 1, 2]: for a field (the position modulo F) and a dim, the first matrix row and the
+// bias row; -1 for none.
 template <typename T>
 std::vector<Projected<T>> decode(
     const char* op,
@@ -29,8 +31,8 @@ std::vector<Projected<T>> decode(
     const Tensor& weight,
     const Tensor& bias) {
   check(
-      groups.scalar_type() == ScalarType::Long && groups.dim() == 3 && groups.is_contiguous() && groups.size(0) > 0 &&
-          groups.size(1) == rows.width + 1 && groups.size(2) == 2,
+      groups.scalar_type() == ScalarType::Long && groups.dim() == 3 && groups.is_contiguous() &&
+          groups.size(0) > 0 && groups.size(1) == rows.width + 1 && groups.size(2) == 2,
       op, ": groups must be a contiguous int64 tensor [fields, width + 1, 2]");
   check(
       weight.dim() == 2 && weight.is_contiguous() && bias.dim() == 2 && bias.is_contiguous() &&
@@ -53,7 +55,8 @@ std::vector<Projected<T>> decode(
         ahead.step();
         const Source<T>& row = decoded[l - begin];
         const int64_t* group = table + ((l % fields) * (rows.width + 1) + row.dim) * 2;
-        out[l] = {row.numbers, static_cast<int32_t>(row.dim), static_cast<int32_t>(group[1]), group[0]};
+        out[l] = {
+            row.numbers, static_cast<int32_t>(row.dim), static_cast<int32_t>(group[1]), group[0]};
       }
       return ahead.bad();
     });
@@ -62,17 +65,26 @@ std::vector<Projected<T>> decode(
   for (size_t l = 0; l < out.size(); ++l) {
     const auto& row = out[l];
     check(
-        row.matrix >= 0 && row.matrix + row.dim <= weight.size(0) && row.group >= 0 && row.group < bias.size(0),
-        op, ": no matrix for rows of dim ", row.dim, " in field ", static_cast<int64_t>(l) % fields);
+        row.matrix >= 0 && row.matrix + row.dim <= weight.size(0) && row.group >= 0 &&
+            row.group < bias.size(0),
+        op, ": no matrix for rows of dim ", row.dim, " in field ",
+        static_cast<int64_t>(l) % fields);
   }
   return out;
 }
 
 template <int V, typename T>
-void project_columns(const Projected<T>& row, const T* weight, const T* bias, int64_t from, T* to, int64_t outputs) {
+void project_columns(
+    const Projected<T>& row,
+    const T* weight,
+    const T* bias,
+    int64_t from,
+    T* to,
+    int64_t outputs) {
   constexpr int64_t step = Vec<T>::kLanes;
   Vec<T> sums[V];
-  for (int v = 0; v < V; ++v) sums[v] = Vec<T>::load(bias + from + v * step, outputs - from - v * step);
+  for (int v = 0; v < V; ++v)
+    sums[v] = Vec<T>::load(bias + from + v * step, outputs - from - v * step);
   const T* matrix = weight + row.matrix * outputs + from;
   for (int32_t j = 0; j < row.dim; ++j, matrix += outputs) {
     const Vec<T> number = Vec<T>::fill(static_cast<typename Wide<T>::type>(row.numbers[j]));
@@ -114,7 +126,8 @@ Tensor lookup_linear(
         for (; outputs - from > step; from += 4 * step) {
           project_columns<4>(decoded[l], matrices, offset, from, to + l * outputs, outputs);
         }
-        if (outputs > from) project_columns<1>(decoded[l], matrices, offset, from, to + l * outputs, outputs);
+        if (outputs > from)
+          project_columns<1>(decoded[l], matrices, offset, from, to + l * outputs, outputs);
       }
     });
   });
@@ -123,7 +136,12 @@ Tensor lookup_linear(
 
 template <typename T>
 void rows_backward(
-    const std::vector<Projected<T>>& decoded, const T* grad, const T* weight, int64_t outputs, T* to, int64_t width) {
+    const std::vector<Projected<T>>& decoded,
+    const T* grad,
+    const T* weight,
+    int64_t outputs,
+    T* to,
+    int64_t width) {
   const int64_t lookups = static_cast<int64_t>(decoded.size());
   torch::stable::parallel_for(0, lookups, 256, [&](int64_t begin, int64_t end) {
     for (int64_t l = begin; l < end; ++l) {
@@ -131,7 +149,9 @@ void rows_backward(
       for (int64_t j = 0; j < decoded[l].dim; ++j, matrix += outputs) {
         Vec<T> dot = Vec<T>::zero();
         for (int64_t k = 0; k < outputs; k += Vec<T>::kLanes) {
-          dot = fma(Vec<T>::load(grad + l * outputs + k, outputs - k), Vec<T>::load(matrix + k, outputs - k), dot);
+          dot =
+              fma(Vec<T>::load(grad + l * outputs + k, outputs - k),
+                  Vec<T>::load(matrix + k, outputs - k), dot);
         }
         to[l * width + j] = static_cast<T>(dot.sum());
       }
@@ -142,17 +162,27 @@ void rows_backward(
 
 // Adds scale * grad to a row of sums.
 template <typename T>
-void add_scaled(typename Wide<T>::type* sums, typename Wide<T>::type scale, const T* grad, int64_t outputs) {
+void add_scaled(
+    typename Wide<T>::type* sums,
+    typename Wide<T>::type scale,
+    const T* grad,
+    int64_t outputs) {
   const Vec<T> factor = Vec<T>::fill(scale);
   for (int64_t k = 0; k < outputs; k += Vec<T>::kLanes) {
-    fma(factor, Vec<T>::load(grad + k, outputs - k), Vec<T>::load(sums + k, outputs - k)).store(sums + k, outputs - k);
+    fma(factor, Vec<T>::load(grad + k, outputs - k), Vec<T>::load(sums + k, outputs - k))
+        .store(sums + k, outputs - k);
   }
 }
 
-// Each thread owns matrix rows (or bias rows) and walks all lookups in order, so a sum never depends on the threads.
+// Each thread owns matrix rows (or bias rows) and walks all lookups in order, so a sum never
+// depends on the threads.
 template <typename T>
 void weight_backward(
-    const std::vector<Projected<T>>& decoded, const T* grad, int64_t outputs, int64_t matrix_rows, T* to) {
+    const std::vector<Projected<T>>& decoded,
+    const T* grad,
+    int64_t outputs,
+    int64_t matrix_rows,
+    T* to) {
   using Acc = typename Wide<T>::type;
   std::vector<Acc> sums(static_cast<size_t>(matrix_rows * outputs), Acc(0));
   torch::stable::parallel_for(0, matrix_rows, 1, [&](int64_t begin, int64_t end) {
@@ -162,7 +192,8 @@ void weight_backward(
       const int64_t last = std::min(end, row.matrix + row.dim);
       for (int64_t s = first; s < last; ++s) {
         const Acc number = static_cast<Acc>(row.numbers[s - row.matrix]);
-        add_scaled(sums.data() + s * outputs, number, grad + static_cast<int64_t>(l) * outputs, outputs);
+        add_scaled(
+            sums.data() + s * outputs, number, grad + static_cast<int64_t>(l) * outputs, outputs);
       }
     }
   });
@@ -170,14 +201,20 @@ void weight_backward(
 }
 
 template <typename T>
-void bias_backward(const std::vector<Projected<T>>& decoded, const T* grad, int64_t outputs, int64_t groups, T* to) {
+void bias_backward(
+    const std::vector<Projected<T>>& decoded,
+    const T* grad,
+    int64_t outputs,
+    int64_t groups,
+    T* to) {
   using Acc = typename Wide<T>::type;
   std::vector<Acc> sums(static_cast<size_t>(groups * outputs), Acc(0));
   torch::stable::parallel_for(0, groups, 1, [&](int64_t begin, int64_t end) {
     for (size_t l = 0; l < decoded.size(); ++l) {
       const int64_t group = decoded[l].group;
       if (group < begin || group >= end) continue;
-      add_scaled(sums.data() + group * outputs, Acc(1), grad + static_cast<int64_t>(l) * outputs, outputs);
+      add_scaled(
+          sums.data() + group * outputs, Acc(1), grad + static_cast<int64_t>(l) * outputs, outputs);
     }
   });
   std::copy(sums.begin(), sums.end(), to);
@@ -201,8 +238,8 @@ std::tuple<Tensor, Tensor, Tensor> lookup_linear_backward(
   const int64_t lookups = indices.size(0);
   const int64_t outputs = weight.size(1);
   check(
-      grad.dim() == 2 && grad.is_contiguous() && grad.size(0) == lookups && grad.size(1) == outputs &&
-          grad.scalar_type() == values.scalar_type(),
+      grad.dim() == 2 && grad.is_contiguous() && grad.size(0) == lookups &&
+          grad.size(1) == outputs && grad.scalar_type() == values.scalar_type(),
       op, ": grad must be contiguous [", lookups, ", ", outputs, "], of the dtype of values");
   Tensor row_grad = torch::stable::new_empty(values, {lookups, width});
   Tensor weight_grad = torch::stable::new_empty(values, {weight.size(0), outputs});

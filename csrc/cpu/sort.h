@@ -1,4 +1,5 @@
-// Lookups in the order of their rows: a stable, parallel radix sort, so the result does not depend on the threads.
+// Lookups in the order of their rows: a stable, parallel radix sort, so the result does not depend
+// on the threads.
 #pragma once
 
 #include "dispatch.h"
@@ -10,7 +11,8 @@
 namespace varemb {
 namespace {
 
-// A row and the position of a lookup of it; 32 bits each, which check_rows and sort_lookups make sure of.
+// A row and the position of a lookup of it; 32 bits each, which check_rows and sort_lookups make
+// sure of.
 using Key = uint64_t;
 inline int64_t row_of(Key key) { return static_cast<int64_t>(key >> 32); }
 inline int64_t position_of(Key key) { return static_cast<int64_t>(key & 0xffffffffu); }
@@ -29,9 +31,15 @@ inline int bits_for(int64_t rows) {
   return bits;
 }
 
-// One stable pass over `bits` bits from `shift`. Chunk c of the input is counted and moved by one thread; digit-major,
-// chunk-minor starts keep equal digits in input order.
-inline void radix_pass(const Key* from, Key* to, int64_t count, int shift, int bits, int64_t chunks) {
+// One stable pass over `bits` bits from `shift`. Chunk c of the input is counted and moved by one
+// thread; digit-major, chunk-minor starts keep equal digits in input order.
+inline void radix_pass(
+    const Key* from,
+    Key* to,
+    int64_t count,
+    int shift,
+    int bits,
+    int64_t chunks) {
   const int64_t digits = int64_t(1) << bits;
   const Key mask = static_cast<Key>(digits - 1);
   const int64_t chunk_size = (count + chunks - 1) / chunks;
@@ -51,15 +59,24 @@ inline void radix_pass(const Key* from, Key* to, int64_t count, int shift, int b
     for (int64_t c = begin; c < end; ++c) {
       int64_t* next = starts.data() + c * digits;
       const int64_t last = std::min(count, (c + 1) * chunk_size);
-      for (int64_t i = c * chunk_size; i < last; ++i) to[next[(from[i] >> shift) & mask]++] = from[i];
+      for (int64_t i = c * chunk_size; i < last; ++i)
+        to[next[(from[i] >> shift) & mask]++] = from[i];
     }
   });
 }
 
-// Lookups sorted by row, equal rows in the order of their positions; lookups of padding_idx are left out.
+// Lookups sorted by row, equal rows in the order of their positions; lookups of padding_idx are
+// left out.
 template <typename Index>
-SortedLookups sort_lookups(const char* op, const Index* indices, int64_t lookups, int64_t num_rows, int64_t padding_idx) {
-  check(lookups <= std::numeric_limits<uint32_t>::max(), op, ": at most 2^32 - 1 indices in a call, got ", lookups);
+SortedLookups sort_lookups(
+    const char* op,
+    const Index* indices,
+    int64_t lookups,
+    int64_t num_rows,
+    int64_t padding_idx) {
+  check(
+      lookups <= std::numeric_limits<uint32_t>::max(), op,
+      ": at most 2^32 - 1 indices in a call, got ", lookups);
   SortedLookups sorted;
   sorted.keys.reset(new Key[static_cast<size_t>(lookups)]);
   BadIndex bad;
@@ -80,7 +97,8 @@ SortedLookups sort_lookups(const char* op, const Index* indices, int64_t lookups
   const int64_t chunks = std::clamp<int64_t>(sorted.count / kSortGrain, 1, threads);
   std::unique_ptr<Key[]> other(new Key[static_cast<size_t>(lookups)]);
   for (int pass = 0; pass < passes; ++pass) {
-    radix_pass(sorted.keys.get(), other.get(), sorted.count, 32 + pass * pass_bits, pass_bits, chunks);
+    radix_pass(
+        sorted.keys.get(), other.get(), sorted.count, 32 + pass * pass_bits, pass_bits, chunks);
     sorted.keys.swap(other);
   }
   return sorted;

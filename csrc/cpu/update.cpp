@@ -1,6 +1,7 @@
-// Optimizers on the rows that a batch touched: each number is read and written once, its state beside it.
-// update_ takes a coalesced gradient; coalesce_update_ sums a row's gradient in registers and applies it at once, so that
-// no gradient is ever stored. Rows are distinct, so threads write disjoint memory.
+// Optimizers on the rows that a batch touched: each number is read and written once, its state
+// beside it. update_ takes a coalesced gradient; coalesce_update_ sums a row's gradient in
+// registers and applies it at once, so that no gradient is ever stored. Rows are distinct, so
+// threads write disjoint memory.
 #include "gradient.h"
 
 #include <cmath>
@@ -10,18 +11,20 @@ namespace {
 
 enum class Algorithm : int64_t { kSgd = 0, kAdagrad = 1, kRowWiseAdagrad = 2, kAdam = 3 };
 
-// Where the numbers of `hyper` [6] stand; float64, so that one tensor serves every step and a captured graph.
+// Where the numbers of `hyper` [6] stand; float64, so that one tensor serves every step and a
+// captured graph.
 struct Hyper {
   double lr, weight_decay, eps, beta1, beta2, step;
 };
 
-// What a rule may touch: a row's numbers and state, all flat and behind the same offset, or one state number per row.
+// What a rule may touch: a row's numbers and state, all flat and behind the same offset, or one
+// state number per row.
 template <typename T>
 struct Slices {
   using Acc = typename Wide<T>::type;
-  T* values;     // [E]
-  Acc* state1;   // [E], [N] for row-wise Adagrad, null for SGD
-  Acc* state2;   // [E] for Adam
+  T* values;    // [E]
+  Acc* state1;  // [E], [N] for row-wise Adagrad, null for SGD
+  Acc* state2;  // [E] for Adam
 };
 
 // p <- p - lr g
@@ -32,7 +35,8 @@ struct Sgd {
   explicit Sgd(const Hyper& hyper) : lr(Vec<T>::fill(static_cast<Acc>(hyper.lr))) {}
 
   template <typename Load>
-  void operator()(const Slices<T>& to, int64_t, int64_t offset, int64_t dim, const Load& gradient) const {
+  void operator()(const Slices<T>& to, int64_t, int64_t offset, int64_t dim, const Load& gradient)
+      const {
     for (int64_t k = 0; k < dim; k += Vec<T>::kLanes) {
       const Vec<T> value = Vec<T>::load(to.values + offset + k, dim - k);
       (value - lr * gradient(value, k)).store(to.values + offset + k, dim - k);
@@ -46,10 +50,12 @@ struct Adagrad {
   using Acc = typename Wide<T>::type;
   Vec<T> lr, eps;
   explicit Adagrad(const Hyper& hyper)
-      : lr(Vec<T>::fill(static_cast<Acc>(hyper.lr))), eps(Vec<T>::fill(static_cast<Acc>(hyper.eps))) {}
+      : lr(Vec<T>::fill(static_cast<Acc>(hyper.lr))),
+        eps(Vec<T>::fill(static_cast<Acc>(hyper.eps))) {}
 
   template <typename Load>
-  void operator()(const Slices<T>& to, int64_t, int64_t offset, int64_t dim, const Load& gradient) const {
+  void operator()(const Slices<T>& to, int64_t, int64_t offset, int64_t dim, const Load& gradient)
+      const {
     for (int64_t k = 0; k < dim; k += Vec<T>::kLanes) {
       const int64_t at = offset + k;
       const Vec<T> value = Vec<T>::load(to.values + at, dim - k);
@@ -61,7 +67,8 @@ struct Adagrad {
   }
 };
 
-// s <- s + mean(g^2) over the row's own dim,  p <- p - lr g / (sqrt(s) + eps); one state number per row (FBGEMM's rule)
+// s <- s + mean(g^2) over the row's own dim,  p <- p - lr g / (sqrt(s) + eps); one state number per
+// row (FBGEMM's rule)
 template <typename T>
 struct RowWiseAdagrad {
   using Acc = typename Wide<T>::type;
@@ -70,7 +77,12 @@ struct RowWiseAdagrad {
       : lr(static_cast<Acc>(hyper.lr)), eps(static_cast<Acc>(hyper.eps)) {}
 
   template <typename Load>
-  void operator()(const Slices<T>& to, int64_t row, int64_t offset, int64_t dim, const Load& gradient) const {
+  void operator()(
+      const Slices<T>& to,
+      int64_t row,
+      int64_t offset,
+      int64_t dim,
+      const Load& gradient) const {
     if (dim == 0) return;
     Vec<T> squares = Vec<T>::zero();
     for (int64_t k = 0; k < dim; k += Vec<T>::kLanes) {
@@ -86,8 +98,9 @@ struct RowWiseAdagrad {
   }
 };
 
-// m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2,  p <- p - lr mhat / (sqrt(vhat) + eps)   (Kingma & Ba 2015, Alg. 1), on
-// the rows of the batch only; the bias correction uses the number of steps of the table.
+// m <- b1 m + (1-b1) g,  v <- b2 v + (1-b2) g^2,  p <- p - lr mhat / (sqrt(vhat) + eps)   (Kingma &
+// Ba 2015, Alg. 1), on the rows of the batch only; the bias correction uses the number of steps of
+// the table.
 template <typename T>
 struct Adam {
   using Acc = typename Wide<T>::type;
@@ -102,7 +115,8 @@ struct Adam {
         eps(Vec<T>::fill(static_cast<Acc>(hyper.eps))) {}
 
   template <typename Load>
-  void operator()(const Slices<T>& to, int64_t, int64_t offset, int64_t dim, const Load& gradient) const {
+  void operator()(const Slices<T>& to, int64_t, int64_t offset, int64_t dim, const Load& gradient)
+      const {
     for (int64_t k = 0; k < dim; k += Vec<T>::kLanes) {
       const int64_t at = offset + k;
       const int64_t n = dim - k;
@@ -126,14 +140,17 @@ Slices<T> checked_slices(
     Algorithm algorithm,
     int64_t num_rows) {
   using Acc = typename Wide<T>::type;
-  const auto checked = [&](const char* name, const std::optional<Tensor>& state, bool needed, int64_t size) -> Acc* {
-    check(state.has_value() == needed, op, ": ", name, needed ? " is missing" : " does not belong to this optimizer");
+  const auto checked = [&](const char* name, const std::optional<Tensor>& state, bool needed,
+                           int64_t size) -> Acc* {
+    check(
+        state.has_value() == needed, op, ": ", name,
+        needed ? " is missing" : " does not belong to this optimizer");
     if (!needed) return nullptr;
     check_vector(op, name, *state);
     constexpr auto dtype = sizeof(Acc) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
     check(
-        state->scalar_type() == dtype && state->size(0) == size,
-        op, ": ", name, " must have ", size, " numbers of ", torch::headeronly::toString(dtype), ", got ", state->size(0));
+        state->scalar_type() == dtype && state->size(0) == size, op, ": ", name, " must have ",
+        size, " numbers of ", torch::headeronly::toString(dtype), ", got ", state->size(0));
     return mutable_data<Acc>(*state);
   };
   const int64_t numbers = values.size(0);
@@ -146,7 +163,8 @@ Slices<T> checked_slices(
 
 Hyper checked_hyper(const char* op, const Tensor& hyper) {
   check(
-      hyper.scalar_type() == ScalarType::Double && hyper.dim() == 1 && hyper.size(0) == 6 && hyper.is_contiguous(),
+      hyper.scalar_type() == ScalarType::Double && hyper.dim() == 1 && hyper.size(0) == 6 &&
+          hyper.is_contiguous(),
       op, ": hyper must be float64 [6]: lr, weight_decay, eps, beta1, beta2, step");
   const double* h = data<double>(hyper);
   return {h[0], h[1], h[2], h[3], h[4], h[5]};
@@ -166,7 +184,9 @@ void dispatch_rule(const char* op, int64_t algorithm, const Hyper& hyper, const 
 // The gradient of a register of numbers: g + weight_decay * p.
 template <typename T, typename G>
 auto decayed(const G* gradient, int64_t dim, const Vec<T>& decay) {
-  return [=](const Vec<T>& value, int64_t k) { return fma(decay, value, Vec<T>::load(gradient + k, dim - k)); };
+  return [=](const Vec<T>& value, int64_t k) {
+    return fma(decay, value, Vec<T>::load(gradient + k, dim - k));
+  };
 }
 
 void update_(
@@ -175,8 +195,8 @@ void update_(
     const std::optional<Tensor>& state2,  // [E], changed
     const Tensor& hyper,                  // [6]
     const Tensor& index,                  // [blocks, 4]
-    const Tensor& positions,              // [n] ascending: every touched row from its first number on
-    const Tensor& grad,                   // [n]
+    const Tensor& positions,  // [n] ascending: every touched row from its first number on
+    const Tensor& grad,       // [n]
     int64_t num_rows,
     int64_t width,
     int64_t granule,
@@ -194,8 +214,9 @@ void update_(
   const int64_t count = positions.size(0);
   for (int64_t i = 0; i < count; ++i) {
     check(
-        places[i] >= 0 && places[i] < values.size(0) && (i == 0 || places[i] > places[i - 1]),
-        op, ": positions must be distinct, ascending and in [0, ", values.size(0), "), got ", places[i], " at ", i);
+        places[i] >= 0 && places[i] < values.size(0) && (i == 0 || places[i] > places[i - 1]), op,
+        ": positions must be distinct, ascending and in [0, ", values.size(0), "), got ", places[i],
+        " at ", i);
   }
   dispatch_values(op, values, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
@@ -216,7 +237,8 @@ void update_(
           const Row where = rows(row);
           if (places[at] != where.offset && at < first.position) first = {at, places[at]};
           int64_t next = at + 1;
-          while (next < count && next - at < where.dim && places[next] == places[at] + (next - at)) ++next;
+          while (next < count && next - at < where.dim && places[next] == places[at] + (next - at))
+            ++next;
           const int64_t dim = next - at;
           rule(slices, row, places[at], dim, decayed<T>(data<T>(grad) + at, dim, decay));
           at = next;
@@ -224,8 +246,9 @@ void update_(
         return first;
       });
       check(
-          bad.position == std::numeric_limits<int64_t>::max(),
-          op, ": a row's gradient must begin at its first number, position ", bad.index, " is inside a row");
+          bad.position == std::numeric_limits<int64_t>::max(), op,
+          ": a row's gradient must begin at its first number, position ", bad.index,
+          " is inside a row");
     });
   });
 }
@@ -251,8 +274,9 @@ void coalesce_update_(
   const char* op = "coalesce_update";
   check_vector(op, "values", values);
   check(grad.scalar_type() == values.scalar_type(), op, ": grad must have the dtype of values");
-  const GradientArgs args{grad,     index,   indices, offsets,     per_sample_weights, limit, winners,
-                          num_rows, granule, mode,    padding_idx, include_last_offset};
+  const GradientArgs args{
+      grad,    index,    indices, offsets, per_sample_weights, limit,
+      winners, num_rows, granule, mode,    padding_idx,        include_last_offset};
   const Hyper numbers = checked_hyper(op, hyper);
   dispatch_values(op, values, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
@@ -267,11 +291,15 @@ void coalesce_update_(
           gradient.each_sum(
               chunk,
               [&](const Run& run) {
-                prefetch_bytes(slices.values + run.where.offset, run.dim * static_cast<int64_t>(sizeof(T)));
+                prefetch_bytes(
+                    slices.values + run.where.offset, run.dim * static_cast<int64_t>(sizeof(T)));
                 const int64_t state_bytes = run.dim * static_cast<int64_t>(sizeof(*slices.state1));
-                if (per_row) prefetch(slices.state1 + run.row);
-                else if (slices.state1 != nullptr) prefetch_bytes(slices.state1 + run.where.offset, state_bytes);
-                if (slices.state2 != nullptr) prefetch_bytes(slices.state2 + run.where.offset, state_bytes);
+                if (per_row)
+                  prefetch(slices.state1 + run.row);
+                else if (slices.state1 != nullptr)
+                  prefetch_bytes(slices.state1 + run.where.offset, state_bytes);
+                if (slices.state2 != nullptr)
+                  prefetch_bytes(slices.state2 + run.where.offset, state_bytes);
               },
               [&](const Run& run, const auto* sum) {
                 rule(slices, run.row, run.where.offset, run.dim, decayed<T>(sum, run.dim, decay));

@@ -1,5 +1,6 @@
-// A register of numbers with loads and stores of its first n lanes, so that a kernel is one loop for every dim.
-// Each file is compiled three times (AVX-512, AVX2, baseline) into three libraries, of which one is loaded.
+// A register of numbers with loads and stores of its first n lanes, so that a kernel is one loop
+// for every dim. Each file is compiled three times (AVX-512, AVX2, baseline) into three libraries,
+// of which one is loaded.
 #pragma once
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -82,10 +83,10 @@ struct Lanes {
     for (int i = 0; i < N; ++i) a.lane[i] = std::sqrt(a.lane[i]);
     return a;
   }
-#define VAREMB_LANEWISE(op)                                      \
-  friend Lanes operator op(Lanes a, const Lanes& b) {            \
+#define VAREMB_LANEWISE(op)                                         \
+  friend Lanes operator op(Lanes a, const Lanes& b) {               \
     for (int i = 0; i < N; ++i) a.lane[i] = a.lane[i] op b.lane[i]; \
-    return a;                                                    \
+    return a;                                                       \
   }
   VAREMB_LANEWISE(+)
   VAREMB_LANEWISE(-)
@@ -105,12 +106,17 @@ struct Float16Lanes {
   static Float16Lanes zero() { return {_mm512_setzero_ps()}; }
   static __mmask16 first(int64_t n) {
     // bzhi keeps all bits for n >= 16, and only its low byte counts, hence the clamp.
-    return static_cast<__mmask16>(_bzhi_u32(0xffffu, static_cast<uint32_t>(n < 0 ? 0 : n > 16 ? 16 : n)));
+    return static_cast<__mmask16>(_bzhi_u32(
+        0xffffu, static_cast<uint32_t>(
+                     n < 0    ? 0
+                     : n > 16 ? 16
+                              : n)));
   }
 
   static Float16Lanes load(const float* from) { return {_mm512_loadu_ps(from)}; }
   static Float16Lanes load(const BFloat16* from) {
-    const __m512i bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    const __m512i bits =
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))};
   }
   static Float16Lanes load(const Half* from) {
@@ -143,17 +149,26 @@ struct Float16Lanes {
     _mm256_mask_storeu_epi16(to, first(n), _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16)));
   }
   void store(Half* to, int64_t n) const {
-    _mm256_mask_storeu_epi16(to, first(n), _mm512_cvtps_ph(lane, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm256_mask_storeu_epi16(
+        to, first(n), _mm512_cvtps_ph(lane, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   float sum() const { return _mm512_reduce_add_ps(lane); }
   friend Float16Lanes fma(Float16Lanes a, Float16Lanes b, Float16Lanes c) {
     return {_mm512_fmadd_ps(a.lane, b.lane, c.lane)};
   }
   friend Float16Lanes sqrt(Float16Lanes a) { return {_mm512_sqrt_ps(a.lane)}; }
-  friend Float16Lanes operator+(Float16Lanes a, Float16Lanes b) { return {_mm512_add_ps(a.lane, b.lane)}; }
-  friend Float16Lanes operator-(Float16Lanes a, Float16Lanes b) { return {_mm512_sub_ps(a.lane, b.lane)}; }
-  friend Float16Lanes operator*(Float16Lanes a, Float16Lanes b) { return {_mm512_mul_ps(a.lane, b.lane)}; }
-  friend Float16Lanes operator/(Float16Lanes a, Float16Lanes b) { return {_mm512_div_ps(a.lane, b.lane)}; }
+  friend Float16Lanes operator+(Float16Lanes a, Float16Lanes b) {
+    return {_mm512_add_ps(a.lane, b.lane)};
+  }
+  friend Float16Lanes operator-(Float16Lanes a, Float16Lanes b) {
+    return {_mm512_sub_ps(a.lane, b.lane)};
+  }
+  friend Float16Lanes operator*(Float16Lanes a, Float16Lanes b) {
+    return {_mm512_mul_ps(a.lane, b.lane)};
+  }
+  friend Float16Lanes operator/(Float16Lanes a, Float16Lanes b) {
+    return {_mm512_div_ps(a.lane, b.lane)};
+  }
 };
 using FloatLanes = Float16Lanes;
 
@@ -193,7 +208,9 @@ struct Float8Lanes {
   static Float8Lanes load(const BFloat16* from, int64_t n) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(load16(from, n)), 16))};
   }
-  static Float8Lanes load(const Half* from, int64_t n) { return {_mm256_cvtph_ps(load16(from, n))}; }
+  static Float8Lanes load(const Half* from, int64_t n) {
+    return {_mm256_cvtph_ps(load16(from, n))};
+  }
   void store(float* to) const { _mm256_storeu_ps(to, lane); }
   void store(float* to, int64_t n) const {
     if (n >= 8) return _mm256_storeu_ps(to, lane);
@@ -207,7 +224,8 @@ struct Float8Lanes {
     rounded = _mm256_castps_si256(_mm256_blendv_ps(
         _mm256_castsi256_ps(rounded), _mm256_castsi256_ps(_mm256_set1_epi32(0x7fc00000)), is_nan));
     const __m256i words = _mm256_srli_epi32(rounded, 16);
-    store16(to, _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)), n);
+    store16(
+        to, _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)), n);
   }
   void store(Half* to, int64_t n) const {
     store16(to, _mm256_cvtps_ph(lane, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), n);
@@ -215,16 +233,25 @@ struct Float8Lanes {
   float sum() const {
     alignas(32) float part[8];
     _mm256_store_ps(part, lane);
-    return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
+    return ((part[0] + part[4]) + (part[2] + part[6])) +
+           ((part[1] + part[5]) + (part[3] + part[7]));
   }
   friend Float8Lanes fma(Float8Lanes a, Float8Lanes b, Float8Lanes c) {
     return {_mm256_fmadd_ps(a.lane, b.lane, c.lane)};
   }
   friend Float8Lanes sqrt(Float8Lanes a) { return {_mm256_sqrt_ps(a.lane)}; }
-  friend Float8Lanes operator+(Float8Lanes a, Float8Lanes b) { return {_mm256_add_ps(a.lane, b.lane)}; }
-  friend Float8Lanes operator-(Float8Lanes a, Float8Lanes b) { return {_mm256_sub_ps(a.lane, b.lane)}; }
-  friend Float8Lanes operator*(Float8Lanes a, Float8Lanes b) { return {_mm256_mul_ps(a.lane, b.lane)}; }
-  friend Float8Lanes operator/(Float8Lanes a, Float8Lanes b) { return {_mm256_div_ps(a.lane, b.lane)}; }
+  friend Float8Lanes operator+(Float8Lanes a, Float8Lanes b) {
+    return {_mm256_add_ps(a.lane, b.lane)};
+  }
+  friend Float8Lanes operator-(Float8Lanes a, Float8Lanes b) {
+    return {_mm256_sub_ps(a.lane, b.lane)};
+  }
+  friend Float8Lanes operator*(Float8Lanes a, Float8Lanes b) {
+    return {_mm256_mul_ps(a.lane, b.lane)};
+  }
+  friend Float8Lanes operator/(Float8Lanes a, Float8Lanes b) {
+    return {_mm256_div_ps(a.lane, b.lane)};
+  }
 };
 using FloatLanes = Float8Lanes;
 

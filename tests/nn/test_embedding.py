@@ -1,4 +1,4 @@
-"""VarEmbedding: torch's module when dims are equal, a dense table times a mask when they are not."""
+"""VarEmbedding: torch's module with equal dims, a dense table times a mask with others."""
 
 import copy
 import io
@@ -59,7 +59,7 @@ def test_for_fields_refuses_an_id_of_another_field():
     fields = VarEmbedding.for_fields([5, 1, 3], 4)
     with pytest.raises(IndexError, match=r"ids of field 1 must be in \[0, 1\), got 1"):
         fields(torch.tensor([[0, 1, 0]]))
-    with pytest.raises(IndexError, match="field 0 .* got -1"):
+    with pytest.raises(IndexError, match=r"field 0 .* got -1"):
         fields(torch.tensor([[-1, 0, 0]]))
     with pytest.raises(ValueError, match="must have 3 fields"):
         fields(torch.tensor([[0, 0]]))

@@ -123,7 +123,7 @@ def test_lookup_refuses_what_is_not_an_index():
 
 def test_lookup_refuses_an_unknown_backend():
     table = make_table(dims_of("uniform", 4, 8), 8)
-    with pytest.raises(ValueError, match="backend must be one of .* got 'gpu'"):
+    with pytest.raises(ValueError, match=r"backend must be one of .* got 'gpu'"):
         lookup(table.values, table.rows, torch.zeros(3, dtype=torch.int64), backend="gpu")
 
 

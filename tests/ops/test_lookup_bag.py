@@ -212,6 +212,5 @@ def test_lookup_bag_opcheck(namespace, mode):
     grad = torch.randn(2, 8)
     torch.library.opcheck(
         ops.lookup_bag_weights_backward.default,
-        (grad, table.values.detach(), rows.index, indices, offsets, None, rows.num_rows, rows.granule,
-         -1, False),
+        (grad, table.values.detach(), rows.index, indices, offsets, None, *where[::2], -1, False),
     )  # fmt: skip

@@ -78,7 +78,6 @@ def field_dims(cardinalities: Sequence[int], width: int, dims: Any) -> Tensor:  
             )
         dims = np.concatenate([dims[name] for name in dims])
     elif dims is not None and not isinstance(dims, int) and len(dims) == len(cardinalities):
-        if len(cardinalities) != total:
-            per_field = row_dims(module, dims, len(cardinalities), width)
-            dims = per_field.repeat_interleave(torch.tensor(list(cardinalities)))
+        per_field = row_dims(module, dims, len(cardinalities), width)
+        dims = per_field.repeat_interleave(torch.tensor(list(cardinalities)))
     return row_dims(module, dims, total, width)

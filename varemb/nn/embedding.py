@@ -13,7 +13,10 @@ from varemb.nn.unify import ChainUnify, LinearUnify
 from varemb.ops import field_rows, lookup, lookup_linear
 from varemb.storage import PackedStorage
 
-UNIFY = {"linear": LinearUnify, "chain": ChainUnify}
+UNIFY: dict[str, type[LinearUnify] | type[ChainUnify]] = {
+    "linear": LinearUnify,
+    "chain": ChainUnify,
+}
 
 
 def refuse_torch_options(
@@ -97,6 +100,7 @@ class VarEmbedding(nn.Module):
     """
 
     field_starts: Tensor | None
+    unify: LinearUnify | ChainUnify | None
 
     def __init__(
         self,
@@ -127,7 +131,7 @@ class VarEmbedding(nn.Module):
         self.register_buffer(
             "field_starts", None if starts is None else starts.to(device), persistent=False
         )
-        self.unify: LinearUnify | ChainUnify | None = None
+        self.unify = None
         if unify != "pad":
             if unify not in UNIFY:
                 raise ValueError(f"{name}: unify must be pad, linear or chain, got {unify!r}")
@@ -214,10 +218,17 @@ class VarEmbedding(nn.Module):
             dims: as in the constructor.
         """
         dense = dense_weight(cls.__name__, embeddings)
+        refuse_torch_options(cls.__name__, max_norm, norm_type, scale_grad_by_freq)
         table = cls(
-            *dense.shape, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse,
-            dense.device, dense.dtype, dims=dims, backend=backend,
-        )  # fmt: skip
+            dense.shape[0],
+            dense.shape[1],
+            padding_idx,
+            sparse=sparse,
+            device=dense.device,
+            dtype=dense.dtype,
+            dims=dims,
+            backend=backend,
+        )
         table.storage.copy_dense_(dense)
         table.weight.requires_grad_(not freeze)
         return table

@@ -107,11 +107,19 @@ class VarEmbeddingBag(nn.Module):
             dims: as in the constructor.
         """
         dense = dense_weight(cls.__name__, embeddings)
+        refuse_torch_options(cls.__name__, max_norm, norm_type, scale_grad_by_freq)
         table = cls(
-            *dense.shape, max_norm, norm_type, scale_grad_by_freq, mode, sparse, None,
-            include_last_offset, padding_idx, dense.device, dense.dtype, dims=dims,
+            dense.shape[0],
+            dense.shape[1],
+            mode=mode,
+            sparse=sparse,
+            include_last_offset=include_last_offset,
+            padding_idx=padding_idx,
+            device=dense.device,
+            dtype=dense.dtype,
+            dims=dims,
             backend=backend,
-        )  # fmt: skip
+        )
         table.storage.copy_dense_(dense)
         table.weight.requires_grad_(not freeze)
         return table

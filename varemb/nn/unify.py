@@ -54,9 +54,7 @@ class LinearUnify(nn.Module):
         groups, self.members = _groups(dims, starts, width)
         rows = sum(size for _, size in self.members)
         self.weight = nn.Parameter(torch.empty(rows, width, device=device, dtype=dtype))
-        self.bias = nn.Parameter(
-            torch.empty(len(self.members), width, device=device, dtype=dtype)
-        )
+        self.bias = nn.Parameter(torch.empty(len(self.members), width, device=device, dtype=dtype))
         self.register_buffer("groups", groups.to(self.weight.device), persistent=False)
         self.reset_parameters()
 

@@ -1,4 +1,4 @@
-"""Which implementation of the operations runs: one ordered list, and the reason where one cannot."""
+"""Which implementation of the operations runs: one ordered list, and why one cannot."""
 
 from __future__ import annotations
 

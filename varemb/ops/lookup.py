@@ -40,7 +40,7 @@ def lookup(
     of repeated rows is their sum; rows at `padding_idx` get none.
 
     Args:
-        values: the numbers of all rows, one after another. [E], float32, float64, float16, bfloat16.
+        values: the numbers of all rows, one after another. [E], a floating dtype of 2 to 8 bytes.
         rows: where each row's numbers are.
         indices: rows to read, any order, repeats allowed. [*], int32 or int64.
         limit: read and train only the first so many numbers of a row: one for all, or one per

@@ -11,8 +11,10 @@ from varemb.ops import reference
 from varemb.ops.backend import choose, namespace
 from varemb.ops.schemas import LIBRARIES
 from varemb.ops.training import (
+    MODES,
     Fused,
     LookedUp,
+    check_bags,
     check_call,
     is_trained,
     limit_tensor,
@@ -22,8 +24,6 @@ from varemb.ops.training import (
     values_gradient,
 )
 from varemb.rows import Rows
-
-MODES = {"sum": reference.SUM, "mean": reference.MEAN, "max": reference.MAX}
 
 
 def lookup_bag(
@@ -66,7 +66,7 @@ def lookup_bag(
     Deterministic: yes, whatever the number of threads.
     """
     check_call("lookup_bag", values, rows, indices)
-    _check_bags(values, indices, offsets, mode, per_sample_weights)
+    check_bags(values, indices, offsets, mode, per_sample_weights)
     ops = namespace(choose(backend, values.device.type))
     weights = None if per_sample_weights is None else per_sample_weights.contiguous()
     bags = (indices.contiguous(), offsets.contiguous(), weights)
@@ -81,33 +81,7 @@ def lookup_bag(
         out, _ = ops.lookup_bag(
             values, rows.index, *bags, limits, *where, MODES[mode], padding, include_last_offset
         )
-    return out  # type: ignore[no-any-return]
-
-
-def _check_bags(
-    values: Tensor, indices: Tensor, offsets: Tensor, mode: str, weights: Tensor | None
-) -> None:
-    if mode not in MODES:
-        raise ValueError(f"lookup_bag: mode must be sum, mean or max, got {mode!r}")
-    if indices.dim() != 1 or offsets.dim() != 1:
-        raise ValueError(
-            "lookup_bag: indices and offsets must be one-dimensional, "
-            f"got {list(indices.shape)} and {list(offsets.shape)}"
-        )
-    if offsets.dtype != indices.dtype:
-        raise ValueError(
-            f"lookup_bag: offsets must have the dtype of indices {indices.dtype}, "
-            f"got {offsets.dtype}"
-        )
-    if weights is None:
-        return
-    if mode != "sum":
-        raise ValueError(f"lookup_bag: per_sample_weights need mode 'sum', got {mode!r}")
-    if weights.shape != indices.shape or weights.dtype != values.dtype:
-        raise ValueError(
-            f"lookup_bag: per_sample_weights must be {values.dtype} of shape "
-            f"{list(indices.shape)}, got {weights.dtype} of shape {list(weights.shape)}"
-        )
+    return out
 
 
 def _fake(values: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -146,7 +120,7 @@ def _register(name: str) -> None:
 
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
         *saved, index, indices, offsets, weights, limit, winners = ctx.saved_tensors
-        num_rows, granule, mode, padding_idx, has_last = ctx.options
+        num_rows, granule, _, padding_idx, has_last = ctx.options
         weights_grad = None
         if ctx.needs_input_grad[8]:  # before a fused update changes the values
             weights_grad = ops.lookup_bag_weights_backward(

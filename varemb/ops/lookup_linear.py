@@ -43,7 +43,7 @@ def lookup_linear(
     Args:
         values: the numbers of all rows. [E]
         rows: where each row's numbers are.
-        indices: rows to read; their last axis runs over the fields (F = 1: any shape). int32, int64.
+        indices: rows to read, int32 or int64; the last axis runs over the fields (F = 1: any).
         groups: for each field and dim, the first of its rows of `weight` and its row of `bias`;
             -1, -1 where there is none. [F, D + 1, 2], int64.
         weight: the matrices, one below the other. [S, O], dtype of values.
@@ -78,10 +78,12 @@ def lookup_linear(
         out = ops.lookup_linear_trained(*lead, *linear, *where, *last)
     else:
         out = ops.lookup_linear(values, *linear, *where)
-    return out.view(*indices.shape, weight.shape[1])  # type: ignore[no-any-return]
+    return out.view(*indices.shape, weight.shape[1])
 
 
-def _fake(values: Tensor, index: Tensor, indices: Tensor, groups: Tensor, weight: Tensor, *_: Any) -> Any:
+def _fake(
+    values: Tensor, index: Tensor, indices: Tensor, groups: Tensor, weight: Tensor, *_: Any
+) -> Any:
     return values.new_empty((indices.shape[0], weight.shape[1]))
 
 
@@ -114,7 +116,16 @@ def _register(name: str) -> None:
         values, *state, index, indices, groups, weight, bias = ctx.saved_tensors
         num_rows, width, granule = ctx.where
         rows_grad, weight_grad, bias_grad = ops.lookup_linear_backward(
-            grad.contiguous(), values, index, indices, groups, weight, bias, num_rows, width, granule
+            grad.contiguous(),
+            values,
+            index,
+            indices,
+            groups,
+            weight,
+            bias,
+            num_rows,
+            width,
+            granule,
         )
         looked_up = sequence(index, indices, None, (num_rows, granule), ctx.padding_idx)
         values_grad = values_gradient(ops, ctx, (values, *state), rows_grad, looked_up)

@@ -29,7 +29,7 @@ _FORM = "int padding_idx, int form, int algorithm"
 SCHEMAS = {
     # values [E], indices [L], limit [1] or [L] int32 -> [L, D]
     "lookup": f"(Tensor values, Tensor index, Tensor indices, Tensor? limit, {_ROWS}) -> Tensor",
-    # offsets [G] or [G + 1], pooling 0 sum, 1 mean, 2 max -> [G, D], winners [G, D] int32 (max only)
+    # offsets [G] or [G + 1], pooling 0 sum, 1 mean, 2 max -> [G, D], max's winners [G, D] int32
     "lookup_bag": (
         f"(Tensor values, Tensor index, {_BAG}, {_ROWS}, int pooling, int padding_idx, "
         "bool include_last_offset) -> (Tensor, Tensor)"
@@ -60,8 +60,8 @@ SCHEMAS = {
         f"({_TRAINED}, Tensor index, Tensor indices, Tensor? limit, {_ROWS}, {_FORM}) -> Tensor"
     ),
     "lookup_bag_trained": (
-        f"({_TRAINED}, Tensor index, {_BAG}, {_ROWS}, int pooling, bool include_last_offset, {_FORM})"
-        " -> (Tensor, Tensor)"
+        f"({_TRAINED}, Tensor index, {_BAG}, {_ROWS}, int pooling, bool include_last_offset, "
+        f"{_FORM}) -> (Tensor, Tensor)"
     ),
     "lookup_linear_trained": f"({_TRAINED}, {_LINEAR}, {_ROWS}, {_FORM}) -> Tensor",
 }

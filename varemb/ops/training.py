@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from varemb.ops.reference import SUM
+from varemb.ops.reference import MAX, MEAN, SUM
 from varemb.rows import Rows
 
 DENSE, SPARSE, FUSED = 0, 1, 2
+MODES = {"sum": SUM, "mean": MEAN, "max": MAX}
 
 
 class Fused(NamedTuple):
@@ -32,7 +33,7 @@ class Fused(NamedTuple):
 class LookedUp(NamedTuple):
     """What a call looked up, as the gradient operations want it."""
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     indices: Tensor  # [L]
     offsets: Tensor | None  # [G] or [G + 1]
     per_sample_weights: Tensor | None  # [L]
@@ -153,6 +154,37 @@ def check_call(op: str, values: Tensor, rows: Rows, indices: Tensor) -> None:
     if indices.device != values.device:
         raise ValueError(
             f"{op}: indices must be on the table's device {values.device}, got {indices.device}"
+        )
+
+
+def check_bags(
+    values: Tensor, indices: Tensor, offsets: Tensor, mode: str, weights: Tensor | None
+) -> None:
+    """The part of the contract that pooled lookups add.
+
+    Raises:
+        ValueError: an unknown mode, or offsets or weights that do not fit the indices.
+    """
+    if mode not in MODES:
+        raise ValueError(f"lookup_bag: mode must be sum, mean or max, got {mode!r}")
+    if indices.dim() != 1 or offsets.dim() != 1:
+        raise ValueError(
+            "lookup_bag: indices and offsets must be one-dimensional, "
+            f"got {list(indices.shape)} and {list(offsets.shape)}"
+        )
+    if offsets.dtype != indices.dtype:
+        raise ValueError(
+            f"lookup_bag: offsets must have the dtype of indices {indices.dtype}, "
+            f"got {offsets.dtype}"
+        )
+    if weights is None:
+        return
+    if mode != "sum":
+        raise ValueError(f"lookup_bag: per_sample_weights need mode 'sum', got {mode!r}")
+    if weights.shape != indices.shape or weights.dtype != values.dtype:
+        raise ValueError(
+            f"lookup_bag: per_sample_weights must be {values.dtype} of shape "
+            f"{list(indices.shape)}, got {weights.dtype} of shape {list(weights.shape)}"
         )
 
 

@@ -40,7 +40,7 @@ def update_(
         state2: Adam's mean of squares. [E]
         hyper: lr, weight_decay, eps, beta1, beta2, step (from 1). [6], float64.
         rows: where each row's numbers are.
-        grad: coalesced sparse gradient of values: of each touched row its numbers from the first on.
+        grad: sparse gradient of values: of each touched row its numbers from the first on.
         algorithm: one of ALGORITHMS.
         backend: as in `lookup`.
 

@@ -85,7 +85,9 @@ def evaluate(model: nn.Module, data: FieldData) -> dict[str, float]:
     }
 
 
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, data: FieldData, rows: Tensor) -> float:
+def train_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, data: FieldData, rows: Tensor
+) -> float:
     """One step of the optimizer on the mean cross-entropy of some rows; returns the loss.
 
     Raises:
@@ -219,9 +221,7 @@ def train_model(
     model.load_state_dict(best)
     seen = len(history) * (len(train.labels) // min(config.batch_size, len(train.labels)))
     rate = seen * min(config.batch_size, len(train.labels)) / max(trained, 1e-9)
-    return TrainResult(
-        model, optimizer, best_valid, history, time.perf_counter() - start, rate
-    )
+    return TrainResult(model, optimizer, best_valid, history, time.perf_counter() - start, rate)
 
 
 def train_plan(

@@ -1,4 +1,4 @@
-"""The packed layout: rows one after another in one buffer, 1.34 bytes of index a row; fixed dims."""
+"""The packed layout: rows one after another in one buffer, 1.34 bytes of index a row."""
 
 from __future__ import annotations
 

@@ -30,7 +30,11 @@ def prefer_huge_pages(buffer: Tensor) -> Tensor:
     A hint: it changes no number, takes no memory beyond the buffer, and does nothing for small
     buffers, other devices and other systems. Most useful before the memory is first written.
     """
-    if _madvise is None or buffer.device.type != "cpu" or isinstance(buffer, torch._subclasses.FakeTensor):
+    if (
+        _madvise is None
+        or buffer.device.type != "cpu"
+        or isinstance(buffer, torch._subclasses.FakeTensor)
+    ):
         return buffer
     start = -(-buffer.data_ptr() // _PAGE) * _PAGE
     end = (buffer.data_ptr() + buffer.untyped_storage().nbytes()) // _PAGE * _PAGE

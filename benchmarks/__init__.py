@@ -1,0 +1,1 @@
+"""varemb against what users have today, measured by ``python -m benchmarks.run``."""

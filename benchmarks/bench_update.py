@@ -1,0 +1,86 @@
+"""A training step of a pooled table: forward, backward from a given gradient, optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from benchmarks import ours, peers
+from benchmarks.cases import Case, Spec
+from benchmarks.contenders import Block, Contender, Target, output_grad
+from benchmarks.peers import MakeOptimizer, step_runner
+from benchmarks.timing import Runner
+
+OP = "update"
+ADAM_TARGET = Target(10.0, ">= 10 x nn.EmbeddingBag(sparse=True) + SparseAdam")
+TORCH_TARGET = Target(10.0, ">= 10 x nn.EmbeddingBag + torch optimizer")
+TBE_TARGET = Target(1.5, ">= 1.5 x padded FBGEMM TBE")
+
+
+def out_rows(spec: Spec) -> int:
+    """Rows of the output: one per bag."""
+    return spec.bags
+
+
+def blocks() -> list[Block]:
+    """VarEmbeddingBag with each fused optimizer, against what trains the same table otherwise."""
+    return [
+        _block("rowwise_adagrad", peers.torch_adagrad, "Adagrad", TORCH_TARGET, TBE_TARGET),
+        _block("adam", peers.torch_sparse_adam, "SparseAdam", ADAM_TARGET),
+        _block("adagrad", peers.torch_adagrad, "Adagrad"),
+        _block("sgd", peers.torch_sgd, "SGD"),
+    ]
+
+
+def _block(
+    optimizer: str,
+    make: MakeOptimizer,
+    torch_name: str,
+    torch_target: Target | None = None,
+    tbe_target: Target | None = None,
+) -> Block:
+    """Ours with one optimizer beside torch's nearest one and FBGEMM's of the same name."""
+    # torch has no row-wise Adagrad; the one it is compared with keeps a number of state per number.
+    torch_state = "adagrad" if optimizer == "rowwise_adagrad" else optimizer
+
+    def with_torch(name: str, build: peers.Build, layout: str, target: Target | None) -> Contender:
+        return Contender(
+            f"{name} + {torch_name}", _torch_step(build, make), layout, torch_state, target
+        )
+
+    def with_tbe(name: str, build: peers.Build, layout: str, target: Target | None) -> Contender:
+        return Contender(f"{name} {optimizer}", _tbe_step(build), layout, optimizer, target)
+
+    padded_tbe = partial(peers.padded_tbe, optimizer=optimizer)
+    class_tbe = partial(peers.class_tbe, optimizer=optimizer)
+    return Block(
+        Contender(f"VarEmbeddingBag fused {optimizer}", _our_step(optimizer), "jagged", optimizer),
+        (
+            with_torch("nn.EmbeddingBag", peers.padded_bag, "padded", torch_target),
+            with_tbe("FBGEMM TBE padded", padded_tbe, "padded", tbe_target),
+            with_torch("nn.Embedding x mask", peers.masked_bag, "masked", None),
+            with_torch("size-class nn.EmbeddingBag", peers.class_bags, "classes", None),
+            with_tbe("size-class FBGEMM TBE", class_tbe, "classes", None),
+        ),
+    )
+
+
+def _our_step(optimizer: str) -> Callable[[Case], Runner]:
+    def build(case: Case) -> Runner:
+        lookup = ours.jagged_bag(case)
+        return step_runner(lookup, [ours.fused_optimizer(lookup, optimizer)], output_grad(case))
+
+    return build
+
+
+def _torch_step(build: peers.Build, make: MakeOptimizer) -> Callable[[Case], Runner]:
+    def run(case: Case) -> Runner:
+        lookup = build(case)
+        return step_runner(lookup, [make(lookup.trained)], output_grad(case))
+
+    return run
+
+
+def _tbe_step(build: peers.Build) -> Callable[[Case], Runner]:
+    """FBGEMM's backward applies the optimizer, so nothing is left to do after it."""
+    return lambda case: step_runner(build(case), [], output_grad(case))

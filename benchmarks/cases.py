@@ -1,0 +1,217 @@
+"""Benchmark cases: how wide the rows are, how often each is asked for, the bytes that must move.
+
+Letters as in the package: N rows, d[r] dim of row r, D width, L lookups, G bags, U distinct rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Share of the rows and their dim as a share of the width, the most popular rows first.
+# "power" has mean 11.2 at D = 64; "mean22" doubles each dim of it, capped at D, and has mean 22.1.
+POWER_LAWS: Mapping[str, tuple[tuple[float, float], ...]] = {
+    "power": ((0.04, 1.0), (0.08, 1 / 2), (0.13, 1 / 4), (0.25, 1 / 8), (0.50, 1 / 16)),
+    "mean22": ((0.16, 1.0), (0.13, 1 / 2), (0.25, 1 / 4), (0.46, 1 / 8)),
+}
+DIMS = ("mean22", "power", "uniform", "equal")
+
+
+class Batch(NamedTuple):
+    """The lookups of one call, the same for every contender."""
+
+    indices: Tensor  # [L], int64
+    offsets: Tensor  # [G + 1], int64
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """One benchmark case in numbers and words; ``Case`` makes the tensors."""
+
+    dims: str = "mean22"  # one of DIMS
+    zipf: float = 1.05  # exponent s of the access law 1 / rank^s; 0 asks for all rows alike
+    popular_wide: bool = (
+        True  # wide rows are the popular rows; else dims and popularity are unrelated
+    )
+    rows: int = 1_000_000  # N
+    width: int = 64  # D
+    dtype: torch.dtype = torch.float32
+    bags: int = 4096  # G
+    pooling: int = 20  # lookups in a bag
+    seed: int = 0
+
+    @property
+    def lookups(self) -> int:
+        """L, lookups in one call."""
+        return self.bags * self.pooling
+
+    @property
+    def is_target(self) -> bool:
+        """Whether the targets of the design are stated for this case."""
+        return self == Spec(seed=self.seed)
+
+    def __str__(self) -> str:
+        law = "popular rows wide" if self.popular_wide else "dims unrelated to popularity"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"{self.dims} dims ({law}), Zipf {self.zipf:g}, N {self.rows:,}, D {self.width}, "
+            f"{self.lookups:,} lookups in {self.bags:,} bags, {dtype}"
+        )
+
+
+def standard_specs(quick: bool = False) -> list[Spec]:
+    """Cases that run when none is asked for: the targets' case first, the cold one last."""
+    target = Spec()
+    if quick:
+        return [target]
+    return [
+        target,
+        Spec(dims="mean22", popular_wide=False),
+        Spec(dims="power", zipf=0.0),
+        Spec(dims="power", zipf=0.6),
+        Spec(dims="power", zipf=1.05),
+        Spec(dims="power", zipf=1.2),
+        Spec(dims="uniform", popular_wide=False),
+        Spec(dims="equal"),
+        Spec(dims="mean22", zipf=0.0, rows=10_000_000),
+    ]
+
+
+def ranked_dims(dims: str, rows: int, width: int, generator: torch.Generator) -> Tensor:
+    """Dims by rank, widest first, so that rank 0 can be the most popular row.
+
+    Returns: [N], int64, each at least 1.
+    """
+    if dims == "equal":
+        return torch.full((rows,), width, dtype=torch.int64)
+    if dims == "uniform":
+        return torch.randint(1, width + 1, (rows,), generator=generator).sort(descending=True)[0]
+    if dims not in POWER_LAWS:
+        raise ValueError(f"cases: dims must be one of {', '.join(DIMS)}, got {dims!r}")
+    out = torch.empty(rows, dtype=torch.int64)  # [N]
+    start, share_so_far = 0, 0.0
+    for share, fraction in POWER_LAWS[dims]:
+        share_so_far += share
+        stop = round(share_so_far * rows)
+        out[start:stop] = max(1, round(fraction * width))
+        start = stop
+    return out
+
+
+class Case:
+    """A spec with its dims and a source of fresh batches.
+
+    Attributes:
+        dims: dim of every row. [N], int64
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        generator = torch.Generator().manual_seed(spec.seed)
+        ranked = ranked_dims(spec.dims, spec.rows, spec.width, generator)
+        # Popular rows lie anywhere in the table, as they do where ids are not sorted by frequency.
+        self._row_of_rank = torch.randperm(spec.rows, generator=generator)  # [N]
+        if not spec.popular_wide:
+            ranked = ranked[torch.randperm(spec.rows, generator=generator)]
+        self.dims = torch.empty_like(ranked)
+        self.dims[self._row_of_rank] = ranked
+        self._random = np.random.default_rng(spec.seed)
+        self._cdf = np.cumsum(np.arange(1, spec.rows + 1, dtype=np.float64) ** -spec.zipf)
+
+    @property
+    def mean_dim(self) -> float:
+        """Mean of d[r] over the rows: what memory is proportional to."""
+        return float(self.dims.double().mean())
+
+    def batches(self, count: int) -> list[Batch]:
+        """``count`` batches of fresh indices, made outside of any timed region."""
+        spec = self.spec
+        offsets = torch.arange(0, spec.lookups + 1, spec.pooling)  # [G + 1]
+        out = []
+        for _ in range(count):
+            draws = self._random.random(spec.lookups) * self._cdf[-1]  # [L]
+            ranks = torch.from_numpy(np.searchsorted(self._cdf, draws, side="right"))
+            out.append(Batch(self._row_of_rank[ranks.clamp_(max=spec.rows - 1)], offsets))
+        return out
+
+    def facts(self, batches: list[Batch]) -> Facts:
+        """What the batches ask for, as medians over the batches."""
+        access, distinct, distinct_dim = [], [], []
+        for batch in batches:
+            unique = torch.unique(batch.indices)  # [U]
+            access.append(float(self.dims[batch.indices].double().mean()))
+            distinct.append(unique.numel())
+            distinct_dim.append(float(self.dims[unique].double().mean()))
+        return Facts(
+            zipf=self.spec.zipf,
+            mean_dim=self.mean_dim,
+            access_dim=float(np.median(access)),
+            distinct_rows=int(np.median(distinct)),
+            distinct_dim=float(np.median(distinct_dim)),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What to say beside every speed: wide rows are the popular ones, so bytes are not memory."""
+
+    zipf: float
+    mean_dim: float  # over the rows
+    access_dim: float  # over the lookups
+    distinct_rows: int  # U
+    distinct_dim: float  # over the distinct rows
+
+
+# Numbers of optimizer state read and written per number of a row; row-wise Adagrad has one per row.
+STATE_PER_NUMBER = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 0, "adam": 2}
+LAYOUTS = ("jagged", "classes", "padded", "masked")
+
+
+def state_bytes(optimizer: str | None, rows: float, numbers: float) -> float:
+    """Bytes of float32 optimizer state for that many rows with that many numbers together."""
+    if optimizer is None:
+        return 0.0
+    return 4 * (rows if optimizer == "rowwise_adagrad" else STATE_PER_NUMBER[optimizer] * numbers)
+
+
+def table_bytes(case: Case, layout: str, optimizer: str | None) -> float:
+    """About how much memory a table and its optimizer's state take: which ones fit together."""
+    spec = case.spec
+    numbers = spec.rows * (case.mean_dim if layout in ("jagged", "classes") else spec.width)
+    index = {"jagged": 1.34 * spec.rows, "classes": 4.0 * spec.rows, "padded": 0.0}
+    extra = index.get(layout, 4.0 * numbers)  # a mask is as large as the table
+    return numbers * spec.dtype.itemsize + extra + state_bytes(optimizer, spec.rows, numbers)
+
+
+def bytes_per_lookup(
+    spec: Spec, facts: Facts, *, layout: str, out_rows: int, is_step: bool
+) -> float:
+    """Bytes counted once per lookup plus the output, as FBGEMM does; a step counts three times."""
+    dim = facts.access_dim if layout in ("jagged", "classes") else spec.width
+    forward = (spec.lookups * dim + out_rows * spec.width) * spec.dtype.itemsize
+    return forward * (3 if is_step else 1)
+
+
+def bytes_per_distinct_row(
+    spec: Spec, facts: Facts, *, layout: str, out_rows: int, optimizer: str | None
+) -> float:
+    """Bytes that memory must move when each distinct row is read once, in a step also written once.
+
+    Forward: distinct rows, int64 indices, output, and for each distinct row its entry of the index
+    (a 32-byte block), of the remap (4 bytes) or of the int32 mask. A step adds the gradient of the
+    output, indices and entries again, and the rows and the optimizer's state read and written.
+    """
+    item, distinct = spec.dtype.itemsize, facts.distinct_rows
+    numbers = distinct * (facts.distinct_dim if layout in ("jagged", "classes") else spec.width)
+    entries = {"jagged": 32.0 * distinct, "classes": 4.0 * distinct, "padded": 0.0}
+    index = entries.get(layout, 4.0 * numbers) + spec.lookups * 8
+    out = out_rows * spec.width * item
+    forward = numbers * item + index + out
+    if optimizer is None:
+        return forward
+    return forward + out + index + 2 * (numbers * item + state_bytes(optimizer, distinct, numbers))

@@ -1,0 +1,280 @@
+"""The benchmarks measure what they say: cases, timing, peers that do the same job, the table."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import bench_lookup_bag, ours, peers, run, timing
+from benchmarks.cases import (
+    Batch,
+    Case,
+    Facts,
+    Spec,
+    bytes_per_distinct_row,
+    bytes_per_lookup,
+    ranked_dims,
+    standard_specs,
+)
+from benchmarks.contenders import Settings, measure_case, output_grad
+from benchmarks.peers import Lookup, SizeClasses, UnavailableError
+from benchmarks.table import format_case
+from benchmarks.timing import Runner
+
+TINY = Spec(dims="power", rows=200, width=64, bags=8, pooling=5)
+HAS_FBGEMM = importlib.util.find_spec("fbgemm_gpu") is not None
+needs_fbgemm = pytest.mark.skipif(not HAS_FBGEMM, reason="fbgemm-gpu-cpu is not installed")
+
+FACTS = Facts(zipf=1.0, mean_dim=2.0, access_dim=3.0, distinct_rows=10, distinct_dim=2.5)
+FACTS_SPEC = Spec(width=8, bags=4, pooling=5)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Times do not matter here, and threads that wait for each other on a busy machine do."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def masked_values(case: Case) -> Tensor:
+    """values[r, k] = r + k / 100 for k < d[r], else 0. [N, D]"""
+    columns = torch.arange(case.spec.width)
+    values = torch.arange(case.spec.rows)[:, None] + columns / 100
+    return values * (columns < case.dims[:, None])
+
+
+def load_values(lookup: Lookup, case: Case, multiple: int | None) -> None:
+    """Give a table the values of ``masked_values``; ``multiple`` is that of its size classes."""
+    values = masked_values(case)
+    tensors = lookup.tensors()
+    with torch.no_grad():
+        if multiple is None:
+            tensors[0].copy_(values + 7.0 * (values == 0))  # the mask has to remove the sevens
+            return
+        classes = SizeClasses(case, multiple)
+        pairs = zip(classes.rows, classes.sizes, strict=True)
+        tables = [values[rows, :size] for rows, size in pairs]
+        if len(tensors) == len(tables) + 1:
+            for tensor, table in zip(tensors, tables, strict=False):
+                tensor.copy_(table)
+        else:
+            tensors[0].copy_(torch.cat([table.flatten() for table in tables]))
+
+
+@pytest.mark.parametrize(("dims", "mean"), [("mean22", 22.08), ("power", 11.2), ("equal", 64)])
+def test_ranked_dims_have_the_stated_mean(dims: str, mean: float) -> None:
+    ranked = ranked_dims(dims, 10_000, 64, torch.Generator())
+    assert ranked.double().mean().item() == pytest.approx(mean, abs=0.01)
+    assert (ranked.diff() <= 0).all() and ranked.min() >= 1 and ranked.max() <= 64
+
+
+def test_ranked_dims_refuse_an_unknown_law() -> None:
+    with pytest.raises(ValueError, match="dims must be one of mean22, power, uniform, equal"):
+        ranked_dims("wide", 10, 64, torch.Generator())
+
+
+def test_popular_rows_are_wide_only_when_asked() -> None:
+    wide, unrelated = (
+        Case(Spec(dims="power", rows=5000, bags=512, popular_wide=popular))
+        for popular in (True, False)
+    )
+    assert wide.mean_dim == unrelated.mean_dim
+    assert wide.facts(wide.batches(2)).access_dim > 3 * wide.mean_dim
+    assert unrelated.facts(unrelated.batches(2)).access_dim < 3 * wide.mean_dim
+
+
+def test_batches_are_fresh_in_range_and_as_skewed_as_asked() -> None:
+    distinct = []
+    for zipf in (0.0, 0.6, 1.2):
+        case = Case(Spec(rows=100_000, zipf=zipf))
+        first, second = case.batches(2)
+        assert not torch.equal(first.indices, second.indices)
+        assert first.indices.min() >= 0 and first.indices.max() < 100_000
+        assert first.offsets.numel() == 4097 and first.offsets[-1] == first.indices.numel()
+        distinct.append(case.facts([first]).distinct_rows)
+    assert distinct == sorted(distinct, reverse=True) and distinct[0] > 2 * distinct[-1]
+
+
+def test_standard_cases_begin_with_the_target_and_have_a_cold_one() -> None:
+    specs = standard_specs()
+    assert specs[0].is_target and not any(spec.is_target for spec in specs[1:])
+    assert specs[0].lookups == 81_920
+    assert {spec.zipf for spec in specs} == {0.0, 0.6, 1.05, 1.2}
+    assert specs[-1].rows == 10_000_000 and specs[-1].zipf == 0
+    assert standard_specs(quick=True) == specs[:1]
+
+
+def test_bytes_per_lookup() -> None:
+    count = partial(bytes_per_lookup, FACTS_SPEC, FACTS, out_rows=4)
+    assert count(layout="jagged", is_step=False) == (20 * 3 + 4 * 8) * 4
+    assert count(layout="padded", is_step=False) == (20 * 8 + 4 * 8) * 4
+    assert count(layout="padded", is_step=True) == 3 * (20 * 8 + 4 * 8) * 4
+
+
+def test_bytes_per_distinct_row() -> None:
+    count = partial(bytes_per_distinct_row, FACTS_SPEC, FACTS, out_rows=4)
+    indices, out = 20 * 8, 4 * 8 * 4
+    jagged = count(layout="jagged", optimizer=None)
+    assert jagged == 10 * 2.5 * 4 + 10 * 32 + indices + out
+    assert count(layout="padded", optimizer=None) == 10 * 8 * 4 + indices + out
+    assert count(layout="masked", optimizer=None) == 2 * 10 * 8 * 4 + indices + out
+    step = jagged + out + indices + 10 * 32
+    assert count(layout="jagged", optimizer="sgd") == step + 2 * 100
+    assert count(layout="jagged", optimizer="rowwise_adagrad") == step + 2 * (100 + 40)
+    assert count(layout="jagged", optimizer="adam") == step + 2 * 300
+
+
+@pytest.mark.parametrize("is_warm", [False, True])
+def test_measure_interleaves_and_turns_the_order(is_warm: bool) -> None:
+    calls: list[str] = []
+
+    def runner(name: str) -> Runner:
+        stages = (("one", lambda _: calls.append(name)), ("two", lambda _: None))
+        return Runner(stages, lambda: [], lambda: calls.append("."))
+
+    batches = [Batch(torch.zeros(1), torch.zeros(2))] * 3
+    times = timing.measure([runner("a"), runner("b")], batches, warmup=1, is_warm=is_warm)
+    one = "a.b.b.a.a.b."
+    assert "".join(calls) == ("a.a.b.b.b.b.a.a.a.a.b.b." if is_warm else one)
+    assert [t.shape for t in times] == [(2, 2), (2, 2)]
+    assert all((t > 0).all() for t in times)
+
+
+def test_speedup_is_the_median_of_the_rounds_ratios() -> None:
+    ours_ns = np.array([[1_000_000], [4_000_000], [2_000_000]])
+    peer_ns = np.array([[2_000_000], [2_000_000], [6_000_000]])
+    assert timing.speedup(ours_ns, peer_ns).median == 2.0
+    assert timing.summarize(ours_ns).median == 2.0
+
+
+def test_tensor_bytes_count_a_shared_storage_once() -> None:
+    weight = torch.zeros(10, 4)
+    assert timing.tensor_bytes([weight, weight[2:], torch.zeros(3)]) == 160 + 12
+
+
+def test_touch_pages_leaves_values_alone() -> None:
+    tensors = [torch.tensor([1.5, float("nan")]), torch.tensor([3], dtype=torch.uint8)]
+    timing.touch_pages([*tensors, torch.tensor([True])])
+    assert tensors[0][0] == 1.5 and tensors[0][1].isnan() and tensors[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("build", "multiple"),
+    [
+        (peers.masked_bag, None),
+        (peers.class_bags, 1),
+        pytest.param(peers.class_tbe, 4, marks=needs_fbgemm),
+        pytest.param(partial(peers.class_tbe, by_sort=True), 4, marks=needs_fbgemm),
+    ],
+)
+def test_pooled_peers_give_the_same_sums(build: peers.Build, multiple: int | None) -> None:
+    case = Case(TINY)
+    lookup = build(case)
+    load_values(lookup, case, multiple)
+    (batch,) = case.batches(1)
+    expected = masked_values(case)[batch.indices].view(8, 5, 64).sum(dim=1)
+    torch.testing.assert_close(lookup.call(batch), expected)
+
+
+@pytest.mark.parametrize(
+    ("build", "multiple"), [(peers.masked_embedding, None), (peers.class_embeddings, 1)]
+)
+def test_sequence_peers_give_the_same_rows(build: peers.Build, multiple: int | None) -> None:
+    case = Case(TINY)
+    lookup = build(case)
+    load_values(lookup, case, multiple)
+    (batch,) = case.batches(1)
+    torch.testing.assert_close(lookup.call(batch), masked_values(case)[batch.indices])
+
+
+def trained_output(lookup: Lookup, optimizers: list[torch.optim.Optimizer], case: Case) -> Tensor:
+    """The lookups of one batch after two SGD steps on others."""
+    first, second, third = Case(TINY).batches(3)
+    runner = peers.step_runner(lookup, optimizers, 100 * output_grad(case))
+    for batch in (first, second):
+        timing.run_once(runner, batch)
+    return lookup.call(third).detach()
+
+
+@pytest.mark.parametrize("name", ["ours", "class_bags", pytest.param("tbe", marks=needs_fbgemm)])
+def test_a_step_trains_every_contender_alike(name: str) -> None:
+    case = Case(TINY)
+    masked = peers.masked_bag(case)
+    expected = trained_output(masked, [peers.torch_sgd(masked.trained)], case)
+    optimizers: list[torch.optim.Optimizer] = []
+    if name == "tbe":
+        lookup = peers.class_tbe(case, "sgd")
+    elif name == "ours":
+        lookup = ours.jagged_bag(case)
+        with torch.no_grad():
+            lookup.trained[0].fill_(peers.INITIAL_VALUE)
+        optimizers = [ours.fused_optimizer(lookup, "sgd")]
+    else:
+        lookup = peers.class_bags(case)
+        optimizers = [peers.torch_sgd(lookup.trained)]
+    torch.testing.assert_close(trained_output(lookup, optimizers, case), expected)
+
+
+def test_missing_fbgemm_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> Any:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(peers.importlib, "import_module", refuse)
+    with pytest.raises(UnavailableError, match=r"not installed \(pip install --no-deps fbgemm"):
+        peers.padded_tbe(Case(TINY))
+
+
+@needs_fbgemm
+def test_what_fbgemm_cannot_do_is_said() -> None:
+    with pytest.raises(UnavailableError, match="adam is not supported in CPU mode"):
+        peers.padded_tbe(Case(TINY), "adam")
+    with pytest.raises(UnavailableError, match="Mixed dimension tables"):
+        peers.class_tbe(Case(TINY), is_pooled=False)
+
+
+def test_a_peer_that_does_not_fit_is_said() -> None:
+    settings = Settings(rounds=1, warmup=1, is_warm=False, memory_limit=30_000, copy_bandwidth=1e10)
+    result = measure_case(bench_lookup_bag, TINY, settings)
+    reasons = {line.name: line.reason for line in result.blocks[0]}
+    assert reasons["nn.EmbeddingBag padded"].startswith("not run: takes 0.0 GB")
+    assert reasons["size-class nn.EmbeddingBag (sort)"] == ""
+    assert "not run" in format_case(result)
+
+
+def test_run_measures_prints_and_writes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(run, "tests_pass", lambda op: True)
+    target = tmp_path / "bench.json"
+    sizes = ["--rows", "500", "--bags", "16", "--dims", "power"]
+    assert run.main(["all", *sizes, "--rounds", "2", "--json", str(target)]) == 0
+    printed = capsys.readouterr().out
+    assert "nn.EmbeddingBag + SparseAdam" in printed and "Zipf 1.05" in printed
+    assert "met" not in printed.lower().split("lookup: power")[1]  # targets are for one case only
+    results = json.loads(target.read_text())
+    assert {"cpu", "cores", "caches", "versions", "commit"} <= results["environment"].keys()
+    assert [case["op"] for case in results["cases"]] == ["lookup", "lookup_bag", "update"]
+    for case in results["cases"]:
+        for block in case["blocks"]:
+            assert block[0]["speedup"] is None and block[0]["time"]["median"] > 0
+            assert all(line["reason"] or line["speedup"]["median"] > 0 for line in block[1:])
+
+
+def test_red_tests_give_no_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "tests_pass", lambda op: op != "update")
+    assert run.main(["all", "--quick"]) == 1
+    printed = capsys.readouterr()
+    assert "no numbers: the tests of update fail" in printed.err and printed.out == ""
