@@ -154,6 +154,9 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--seed", type=int, default=0, help="of data and training (default 0)")
     demo.add_argument("--out", type=Path, help="also write a run folder, for `varemb report`")
     demo.add_argument("--resume", action="store_true", help="continue the run in the folder")
+    demo.add_argument(
+        "--threads", type=int, default=1, help="CPU threads (default 1, enough for so little)"
+    )
 
 
 def _add_search(commands: Any) -> None:
@@ -295,15 +298,20 @@ def _version(package: str) -> str | None:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    _set_threads(options.threads)
     run_demo(options.seed, Place(options.out, options.resume))
     return 0
 
 
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        if threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {threads}")
+        torch.set_num_threads(threads)
+
+
 def _task(options: argparse.Namespace) -> Task:
-    if options.threads is not None:
-        if options.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {options.threads}")
-        torch.set_num_threads(options.threads)
+    _set_threads(options.threads)
     training = _read_config(options, TrainConfig, train_option)
     return load_task(options.data, options.data_dir, options.model, training)
 

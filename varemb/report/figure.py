@@ -98,8 +98,8 @@ def _draw_dims(axes: Any, runs: Sequence[Run]) -> None:
     means = np.array([[_mean_dim(each[name]) for name in names] for each in same])  # [runs, F]
     dims = means.mean(0)
     widths = [plan.widths[name] for name in names]
-    axes.barh(places, widths, 0.72, color="#eeeeee", label="full width")
-    axes.barh(places, dims, 0.72, color=_COLORS[0], label="dim")
+    axes.barh(places, widths, 0.72, color="#eeeeee")
+    axes.barh(places, dims, 0.72, color=_COLORS[0])
     if len(same) > 1:
         for points in means:
             axes.plot(points, places, "o", ms=4, mfc="white", mec=_INK, mew=0.8, clip_on=False)
@@ -107,7 +107,7 @@ def _draw_dims(axes: Any, runs: Sequence[Run]) -> None:
     if isinstance(planted, dict):
         values = [planted.get(name, np.nan) for name in names]
         axes.plot(values, places, "D", ms=7, mfc="none", mec=_COLORS[1], mew=1.6, label="planted")
-        axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.99), frameon=False)
     for place, name in enumerate(names):
         low, high = (int(plan[name].min()), int(plan[name].max())) if len(plan[name]) else (0, 0)
         text = f"{dims[place]:.3g}" if low == high else f"{low} to {high}, mean {dims[place]:.3g}"

@@ -32,7 +32,7 @@ class TrainConfig:
     """How one model is trained; the same for a plan and for the full width it is compared with."""
 
     batch_size: int = 2000
-    lr: float = 1e-3  # of Adam
+    lr: float = 1e-3  # of Adam at the first step; it falls linearly to 0 at the last
     weight_decay: float = 3e-3  # L2 of the tables, on all their rows at every step
     init_std: float = 0.01  # of the tables' first numbers
     max_epochs: int = 30

@@ -1,0 +1,52 @@
+"""DistributedDataParallel over two gloo processes: the gradients of one process with both batches."""
+
+import os
+import socket
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from varemb import VarEmbedding
+from varemb.testing import assert_agree, dims_of
+
+IDS = [torch.tensor([3, 1, 3, 9]), torch.tensor([0, 3, 9, 9])]
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(0)
+    table = VarEmbedding(10, 6, dims=dims_of("uniform", 10, 6))
+    return nn.Sequential(table, nn.Linear(6, 1))
+
+
+def work(rank: int, port: int, folder: str) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    model = DistributedDataParallel(make_model())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(IDS[rank]).square().mean().backward()
+        optimizer.step()
+    torch.save([p.detach() for p in model.parameters()], Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_train_as_one(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(work, args=(port, str(tmp_path)), nprocs=2)
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        torch.cat([model(ids) for ids in IDS]).square().mean().backward()
+        optimizer.step()
+    for rank in range(2):
+        trained = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for got, expected in zip(trained, model.parameters(), strict=True):
+            assert_agree(got, expected)
