@@ -13,8 +13,6 @@ import torch
 
 from varemb import cli
 from varemb.cli import main
-from varemb.data import PLANTED_DIMS
-from varemb.experiment import Place, run_demo
 from varemb.files import load_json, load_jsonl
 from varemb.plan import SizePlan
 
@@ -332,23 +330,6 @@ def test_ctrl_c_without_a_run_is_one_line(monkeypatch, capsys):
     )
     assert main(["demo", "--out", "a", "--resume"]) == 130
     assert capsys.readouterr().err.endswith("demo --out a --resume\n")
-
-
-def test_demo_compares_on_generated_clicks(tmp_path, capsys):
-    results = run_demo(0, Place(tmp_path / "d"), rows=3000)
-    assert [result["method"] for result in results] == ["autodim", "fde"]
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    start = lines.index(["field", "dim", "found", "planted"])
-    found = {line[0]: line[1:] for line in lines[start + 1 : start + 6]}
-    plan = SizePlan.load(tmp_path / "d" / "plan.safetensors")
-    assert {name: int(row[0]) for name, row in found.items()} == {n: plan[n][0] for n in plan}
-    assert {name: int(row[1]) for name, row in found.items() if row[1:]} == PLANTED_DIMS
-    assert load_json(tmp_path / "d" / "metrics.json")["planted"] == PLANTED_DIMS
-    run_demo(0, Place(tmp_path / "d", resume=True), rows=3000)
-    assert "holds this run, finished" in capsys.readouterr().out
-    assert [result["metrics"] for result in results] == [
-        result["metrics"] for result in run_demo(0, Place(None), rows=3000)
-    ]
 
 
 def test_traceback_is_shown_on_request(tmp_path, capsys):

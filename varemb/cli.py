@@ -154,8 +154,16 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--seed", type=int, default=0, help="of data and training (default 0)")
     demo.add_argument("--out", type=Path, help="also write a run folder, for `varemb report`")
     demo.add_argument("--resume", action="store_true", help="continue the run in the folder")
-    demo.add_argument(
-        "--threads", type=int, default=1, help="CPU threads (default 1, enough for so little)"
+    _add_threads(demo)
+
+
+def _add_threads(command: argparse.ArgumentParser) -> None:
+    # Batches are small: a second thread helps on an idle machine, and costs much on a busy one.
+    command.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="CPU threads (default 1; with more, the last digits of a result may differ)",
     )
 
 
@@ -236,7 +244,7 @@ def _add_task(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="of split and training (default 0)")
     command.add_argument("--out", type=Path, help="run folder (default: below runs/)")
     command.add_argument("--resume", action="store_true", help="continue the run in the folder")
-    command.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    _add_threads(command)
     _add_config(command, "options of training", TrainConfig, train_option)
 
 
@@ -303,11 +311,10 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
-def _set_threads(threads: int | None) -> None:
-    if threads is not None:
-        if threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {threads}")
-        torch.set_num_threads(threads)
+def _set_threads(threads: int) -> None:
+    if threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {threads}")
+    torch.set_num_threads(threads)
 
 
 def _task(options: argparse.Namespace) -> Task:

@@ -107,9 +107,9 @@ def memory_report(
     )  # fmt: skip
     tables = []
     for name, module in model.named_modules():
-        for child, storage in module.named_children():
+        for storage in module.children():
             if isinstance(storage, Storage):
-                label = name or child
+                label = name or "table"
                 tables.append(_table(label, storage, getattr(module, "unify", None), optimizers))
     if isinstance(model, Storage):
         tables.append(_table("table", model, None, optimizers))

@@ -1,9 +1,14 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from varemb import SizePlan
+from varemb.data import planted_clicks
+from varemb.models import WideDeep
+from varemb.search import AutoDim, AutoDimConfig, autodim
 from varemb.search.autodim import Supernet, gumbel_softmax, temperature
 
 CARDINALITIES, CANDIDATES, WIDTH = (7, 4), (1, 2, 4), 4
@@ -118,3 +123,186 @@ def test_gumbel_softmax_follows_the_logits():
     shares = torch.bincount(torch.tensor(draws), minlength=3) / 4000
     torch.testing.assert_close(shares, theta.exp()[0], rtol=0, atol=0.03)
     assert torch.allclose(gumbel_softmax(theta, 1.0, generator).sum(), torch.tensor(1.0))
+
+
+# A wide and a narrow field beside the hour that asks for them: seconds, not minutes.
+PLANTED, IDS = {"user": 8, "city": 2}, 30
+SEARCH = AutoDimConfig(
+    candidates=(2, 8), f=1, warmup_epochs=4, search_epochs=6, batch_size=200, lr=5e-3,
+    theta_lr=0.03, lambda_=0.01,
+)  # fmt: skip
+
+
+def make_parts(rows=12_000, seed=0):
+    return planted_clicks(rows, dims=PLANTED, ids_per_field=IDS, scale=3.0, seed=seed).split(seed)
+
+
+def make_model(embedding):
+    return WideDeep((IDS, IDS, 16), SEARCH.candidates[-1], embedding, hidden=(32,))
+
+
+def quick(config=SEARCH):
+    return dataclasses.replace(config, warmup_epochs=1, search_epochs=3, batch_size=500)
+
+
+def search(config, parts, **options):
+    return AutoDim(config).fit(make_model, parts[0], parts[1], progress=False, **options)
+
+
+def watched_run(monkeypatch, config, parts):
+    """For each step, which parameters changed: ("theta" or "weights", theta, table, W, MLP)."""
+    run, seen = autodim._Run(config, make_model, parts[0], parts[1]), []
+
+    def values():
+        net, model = run.supernet, run.model
+        tensors = [run.theta, net.table.weight, net.weight, model.deep[0].weight]
+        return [tensor.detach().clone() for tensor in tensors]
+
+    def watch(name, step):
+        def watched(*arguments):
+            before = values()
+            result = step(*arguments)
+            seen.append((name, *map(torch.equal, before, values())))
+            return result
+
+        return watched
+
+    monkeypatch.setattr(run, "update_theta", watch("theta", run.update_theta))
+    monkeypatch.setattr(autodim, "train_step", watch("weights", autodim.train_step))
+    return run, seen
+
+
+def test_theta_learns_from_validation_batches_and_weights_from_training_batches(monkeypatch):
+    config = dataclasses.replace(quick(), f=10)
+    run, seen = watched_run(monkeypatch, config, make_parts())
+    run.run_epoch(1, progress=False)
+    batches = 9600 // 500
+    assert seen == [("weights", True, False, False, False)] * batches  # warm-up: theta rests
+    assert torch.equal(run.supernet.p, torch.full((3, 2), 0.5))
+    seen.clear()
+    run.run_epoch(2, progress=False)
+    for name, *is_same in seen:
+        expected = [False, True, True, True] if name == "theta" else [True, False, False, False]
+        assert is_same == expected, name
+    names = [name for name, *_ in seen]
+    assert names == (["theta"] + ["weights"] * 10) * 1 + ["theta"] + ["weights"] * 9
+
+
+def test_labels_of_the_validation_rows_reach_only_theta():
+    train, valid, _ = make_parts()
+    flipped = dataclasses.replace(valid, labels=1 - valid.labels)
+    runs = [autodim._Run(quick(), make_model, train, part) for part in (valid, flipped)]
+    for run in runs:
+        run.update_theta(0.5)
+    first, second = runs
+    assert not torch.equal(first.theta, second.theta)
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name]), name
+    assert all(parameter.grad is None for parameter in first.model.parameters())
+
+
+def test_labels_of_the_training_rows_reach_only_the_weights():
+    train, valid, _ = make_parts()
+    flipped = dataclasses.replace(train, labels=1 - train.labels)
+    runs = [autodim._Run(quick(), make_model, part, valid) for part in (train, flipped)]
+    for run in runs:
+        run.run_epoch(1, progress=False)
+    assert not torch.equal(runs[0].model.deep[0].weight, runs[1].model.deep[0].weight)
+    assert all(torch.equal(run.theta, torch.zeros(3, 2)) for run in runs)
+    assert all(run.theta.grad is None for run in runs)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_search_solves_the_planted_problem(seed):
+    found = search(dataclasses.replace(SEARCH, seed=seed), make_parts(seed=seed))
+    assert found.plan["user"].tolist() == [8] * IDS
+    assert found.plan["city"].tolist() == [2] * IDS
+    assert found.score > 0.8
+
+
+def test_a_price_on_numbers_narrows_the_plan():
+    parts = make_parts(4000)
+    dear = search(dataclasses.replace(quick(), lambda_=100.0), parts)
+    assert all((dear.plan[name] == 2).all() for name in dear.plan)
+
+
+def test_the_same_seed_gives_the_same_search():
+    parts = make_parts(4000)
+    first, second = (search(quick(), parts) for _ in range(2))
+    assert first.history == second.history and first.plan == second.plan
+    other = search(dataclasses.replace(quick(), seed=1), parts)
+    assert other.history != first.history
+
+
+def test_a_search_leaves_torchs_own_randomness_alone():
+    before = torch.random.get_rng_state()
+    search(quick(), make_parts(2000))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("epochs_before", [1, 2, 3])
+def test_a_search_killed_between_epochs_resumes_bit_for_bit(tmp_path, monkeypatch, epochs_before):
+    parts = make_parts(3000)
+    whole = search(quick(), parts)
+    run_epoch = autodim._Run.run_epoch
+
+    def killed(run, epoch, *, progress):
+        if epoch > epochs_before:
+            raise Killed
+        run_epoch(run, epoch, progress=progress)
+
+    monkeypatch.setattr(autodim._Run, "run_epoch", killed)
+    with pytest.raises(Killed):
+        search(quick(), parts, checkpoint_dir=tmp_path)
+    monkeypatch.setattr(autodim._Run, "run_epoch", run_epoch)
+    resumed = search(quick(), parts, checkpoint_dir=tmp_path, resume=True)
+    assert resumed.history == whole.history and resumed.plan == whole.plan
+    again = search(quick(), parts, checkpoint_dir=tmp_path, resume=True)
+    assert again.history == whole.history and again.seconds == resumed.seconds
+
+
+def test_resume_refuses_a_checkpoint_of_other_settings(tmp_path):
+    parts = make_parts(2000)
+    search(quick(), parts, checkpoint_dir=tmp_path)
+    other = dataclasses.replace(quick(), lr=0.5)
+    with pytest.raises(ValueError, match=r"autodim.safetensors was written with lr = 0.003, got 0"):
+        search(other, parts, checkpoint_dir=tmp_path, resume=True)
+
+
+def test_resume_refuses_a_truncated_checkpoint(tmp_path):
+    parts = make_parts(2000)
+    search(quick(), parts, checkpoint_dir=tmp_path)
+    path = tmp_path / "autodim.safetensors"
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="autodim.safetensors is truncated or corrupt"):
+        search(quick(), parts, checkpoint_dir=tmp_path, resume=True)
+
+
+def test_a_loss_that_is_not_finite_is_refused():
+    parts = make_parts(2000)
+    with pytest.raises(FloatingPointError, match="loss is"):
+        search(dataclasses.replace(quick(), lr=1e30), parts)
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"candidates": ()}, r"candidates must be positive and increasing, got \(\)"),
+        ({"candidates": (4, 2)}, "candidates must be positive and increasing"),
+        ({"candidates": (0, 2)}, "candidates must be positive and increasing"),
+        ({"f": 0}, "f must be at least 1, got 0"),
+        ({"search_epochs": 0}, "search_epochs must be at least 1, got 0"),
+        ({"tau_floor": 0.0}, r"tau_floor must be in \(0, 1\], got 0.0"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        search(dataclasses.replace(SEARCH, **changed), make_parts(1000))
+
+
+def test_every_setting_explains_itself():
+    assert all(field.metadata["help"] for field in dataclasses.fields(AutoDimConfig))

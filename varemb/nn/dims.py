@@ -36,7 +36,7 @@ def row_dims(module: str, dims: Any, num_rows: int, width: int) -> Tensor:  # [N
         dims = width
     if isinstance(dims, int):
         dims = np.full(num_rows, dims)
-    given = dims.detach().cpu() if isinstance(dims, Tensor) else torch.as_tensor(np.asarray(dims))
+    given = dims.detach().cpu() if isinstance(dims, Tensor) else torch.tensor(np.asarray(dims))
     if given.dim() != 1 or given.numel() != num_rows:
         raise ValueError(
             f"{module}: dims must have one number per row, {num_rows}, got shape "

@@ -1,0 +1,47 @@
+"""What the commands do, called from Python."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+from varemb.data import PLANTED_DIMS
+from varemb.experiment import Place, run_demo, search_option, train_option
+from varemb.files import load_json
+from varemb.plan import SizePlan
+from varemb.search import AutoDimConfig, TrainConfig
+
+for package in ("sklearn", "tqdm"):
+    pytest.importorskip(package, reason="training measures with scikit-learn and shows progress")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_every_option_has_a_name_of_its_own():
+    names = [train_option(field.name) for field in fields(TrainConfig) if field.name != "seed"]
+    names += [search_option(field.name) for field in fields(AutoDimConfig)]
+    assert len(set(names)) == len(names)
+    assert {"--lr", "--search-lr", "--theta-lr", "--lambda", "--candidates", "--seed"} <= set(names)
+
+
+def test_demo_compares_on_generated_clicks(tmp_path, capsys):
+    results = run_demo(0, Place(tmp_path / "d"), rows=3000)
+    assert [result["method"] for result in results] == ["autodim", "fde"]
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    start = lines.index(["field", "dim", "found", "planted"])
+    found = {line[0]: line[1:] for line in lines[start + 1 : start + 6]}
+    plan = SizePlan.load(tmp_path / "d" / "plan.safetensors")
+    assert {name: int(row[0]) for name, row in found.items()} == {n: plan[n][0] for n in plan}
+    assert {name: int(row[1]) for name, row in found.items() if row[1:]} == PLANTED_DIMS
+    assert load_json(tmp_path / "d" / "metrics.json")["planted"] == PLANTED_DIMS
+    run_demo(0, Place(tmp_path / "d", resume=True), rows=3000)
+    assert "holds this run, finished" in capsys.readouterr().out
+    assert [result["metrics"] for result in results] == [
+        result["metrics"] for result in run_demo(0, Place(None), rows=3000)
+    ]
