@@ -19,7 +19,7 @@ void write_padded(const T* from, int64_t dim, T* to, int64_t width) {
     for (; k + step <= width; k += step) Vec<T>::zero().store(to + k);
     for (; k < width; k += step) Vec<T>::zero().store(to + k, width - k);
   } else {
-    std::memcpy(to, from, static_cast<size_t>(dim) * sizeof(T));
+    if (dim > 0) std::memcpy(to, from, static_cast<size_t>(dim) * sizeof(T));
     std::memset(static_cast<void*>(to + dim), 0, static_cast<size_t>(width - dim) * sizeof(T));
   }
 }

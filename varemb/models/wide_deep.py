@@ -13,7 +13,9 @@ from varemb.nn import VarEmbedding
 class WideDeep(nn.Module):
     """Logit of a click: a weight per id (wide) plus an MLP over the concatenated vectors (deep).
 
-        logit = b + sum_f w[id_f] + MLP(concat_f x_f),    each layer Linear -> BatchNorm -> ReLU -> Dropout
+        logit = b + sum_f w[id_f] + MLP(concat_f x_f)
+
+    with hidden layers Linear, BatchNorm, ReLU, Dropout.
 
     Args:
         cardinalities: rows of each field. [F]

@@ -40,6 +40,11 @@ class TrainConfig:
     patience: int = 2  # epochs in a row without a better validation AUC
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_epochs", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training: {name} must be at least 1, got {getattr(self, name)}")
+
 
 @dataclass(frozen=True)
 class TrainResult:
@@ -102,7 +107,7 @@ def train_step(
             "were not finite at the start"
         )
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     return value
 
@@ -121,7 +126,10 @@ def split_tables(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Paramete
 def make_adam(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Adam:
     """Adam whose weight decay acts on the tables only."""
     tables, others = split_tables(model)
-    groups = [{"params": tables, "weight_decay": weight_decay}, {"params": others}]
+    groups: list[dict[str, Any]] = [
+        {"params": tables, "weight_decay": weight_decay},
+        {"params": others},
+    ]
     return torch.optim.Adam(groups, lr=lr, fused=True)
 
 
@@ -206,7 +214,8 @@ def train_model(
         if bad >= config.patience:
             break
         model.train()
-        began, losses = time.perf_counter(), []
+        losses: list[float] = []
+        began = time.perf_counter()
         batches = shuffled_batches(len(train.labels), config.batch_size, generator)
         with seeded_from(generator):
             for rows in show_progress(batches, f"train, epoch {epoch}", progress=progress):
@@ -246,7 +255,7 @@ def train_plan(
     checkpoint: Path | None = None,
     resume: bool = False,
 ) -> tuple[TrainResult, dict[str, Any]]:
-    """A model trained from new random weights on a jagged table, and what it measures on the test rows.
+    """A model trained from new random weights on a jagged table, and its measures on the test rows.
 
     Args:
         make_model: builds the model around the table of all fields.
@@ -274,13 +283,13 @@ def train_plan(
     result = train_model(
         model, train, valid, config, progress=progress, checkpoint=checkpoint, resume=resume
     )
-    report = memory_report(table, result.optimizer)
+    sizes = memory_report(table, result.optimizer).bytes
     return result, {
         "metrics": evaluate(model, test),
         "valid": result.valid,
         "params": plan.num_params,
         "params_full": plan.num_params_full,
-        "bytes": report.bytes,
+        "bytes": {part: sizes[part] for part in ("weights", "index", "unify", "optimizer")},
         "seconds": result.seconds,
         "rows_per_second": result.rows_per_second,
         "epochs": len(result.history),
