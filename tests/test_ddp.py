@@ -1,4 +1,4 @@
-"""DistributedDataParallel over two gloo processes: the gradients of one process with both batches."""
+"""DistributedDataParallel over two gloo processes trains as one process with both batches."""
 
 import os
 import socket

@@ -32,6 +32,7 @@ class WideDeep(nn.Module):
         - output: [B]
 
     Example:
+        >>> import torch
         >>> fields = VarEmbedding.for_fields([5, 3], 4, dims=[4, 1])
         >>> WideDeep([5, 3], 4, fields)(torch.tensor([[4, 2], [0, 0]])).shape
         torch.Size([2])

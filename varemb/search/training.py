@@ -36,8 +36,8 @@ class TrainConfig:
     lr: float = 1e-3  # of Adam at the first step; it falls linearly to 0 at the last
     weight_decay: float = 3e-3  # L2 of the tables, on all their rows at every step
     init_std: float = 0.01  # of the tables' first numbers
-    max_epochs: int = 8  # the learning rate is planned for all of them
-    patience: int = 2  # epochs in a row without a better validation AUC
+    max_epochs: int = 16  # the learning rate is planned for all of them
+    patience: int = 4  # epochs in a row without a better validation AUC
     seed: int = 0
 
     def __post_init__(self) -> None:
