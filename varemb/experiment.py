@@ -45,7 +45,7 @@ DEMO_SEARCH = AutoDimConfig(
     lr=3e-3,
     theta_lr=0.03,
     weight_decay=1e-6,
-    lambda_=0.1,
+    lambda_=0.15,
 )
 DEMO_TRAINING = TrainConfig(batch_size=500, lr=3e-3, weight_decay=1e-5, max_epochs=25, patience=3)
 
