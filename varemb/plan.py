@@ -17,9 +17,6 @@ import torch
 from varemb.budget import fill_budget
 from varemb.files import load_described, save_tensors
 
-if TYPE_CHECKING:
-    from typing_extensions import Self  # typing has it from Python 3.11 on
-
 MAX_WIDTH = 2048
 _FORMAT = "varemb.plan"
 _VERSION = "1"
