@@ -210,6 +210,12 @@ def _contributions(
     return places[inside], terms[inside]
 
 
+def _summed(places: Tensor, terms: Tensor) -> tuple[Tensor, Tensor]:  # [m], [m] -> [n], [n]
+    """The distinct places, ascending, and the sum of the terms of each."""
+    touched, slot = places.unique(return_inverse=True)
+    return touched, terms.new_zeros(touched.numel()).index_add(0, slot, terms)
+
+
 def coalesce_dense(
     grad: Tensor,
     index: Tensor,
@@ -253,8 +259,7 @@ def coalesce(
         grad, index, indices, offsets, per_sample_weights, limit, winners, num_rows, granule, mode,
         padding_idx, include_last_offset,
     )  # fmt: skip
-    touched, slot = places.unique(return_inverse=True)
-    sums = terms.new_zeros(touched.numel()).index_add(0, slot, terms)
+    touched, sums = _summed(places, terms)
     return touched, sums.to(grad.dtype)
 
 
@@ -386,8 +391,7 @@ def coalesce_update_(
         grad, index, indices, offsets, per_sample_weights, limit, winners, num_rows, granule, mode,
         padding_idx, include_last_offset,
     )  # fmt: skip
-    touched, slot = places.unique(return_inverse=True)
-    sums = terms.new_zeros(touched.numel()).index_add(0, slot, terms)
+    touched, sums = _summed(places, terms)
     update_(
         values, state1, state2, hyper, index, touched, sums, num_rows, grad.shape[1], granule,
         algorithm,
