@@ -9,7 +9,7 @@ import varemb
 def test_build_info_names_every_backend():
     info = varemb.build_info()
     assert info["backends"]["reference"] == "available"
-    assert set(info["backends"]) == {"cpu", "reference"}
+    assert set(info["backends"]) == {"cpu", "cuda", "triton", "reference"}
     assert info["torch"] and info["cpu_capability"] in ("avx512", "avx2", "default")
 
 

@@ -24,27 +24,41 @@ def build_facts() -> dict[str, Any]:
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
-def _load_cpu() -> str | None:
-    library = _FOLDER / f"_C_cpu_{capability()}.so"
+def _load_library(name: str, why_not_built: str | None) -> str | None:
+    library = _FOLDER / name
     if not library.exists():
-        reason = build_facts().get("cpu_missing")
-        return reason or f"{library.name} was not built (pip install --no-build-isolation .)"
+        return why_not_built or f"{name} was not built (pip install --no-build-isolation .)"
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        return f"{library.name} does not load in torch {torch.__version__}: {error}"
+        return f"{name} does not load in torch {torch.__version__}: {error}"
     return None
 
 
+def _load_cuda() -> str | None:
+    # The library needs the CUDA runtime's symbols that only a CUDA build of torch brings.
+    if torch.version.cuda is None:
+        return f"this torch ({torch.__version__}) has no CUDA"
+    reason = build_facts().get("cuda_missing")
+    return _load_library("_C_cuda.so", f"not built: {reason}" if reason else None)
+
+
 _cpu_missing: str | None = "not loaded yet"
+_cuda_missing: str | None = "not loaded yet"
 
 
 def load() -> None:
     """Loads the kernels; the operations' schemas must be defined before."""
-    global _cpu_missing
-    _cpu_missing = _load_cpu()
+    global _cpu_missing, _cuda_missing
+    _cpu_missing = _load_library(f"_C_cpu_{capability()}.so", build_facts().get("cpu_missing"))
+    _cuda_missing = _load_cuda()
 
 
 def cpu_missing() -> str | None:
     """Why the C++ kernels for CPU are missing, or None when they are there."""
     return _cpu_missing
+
+
+def cuda_missing() -> str | None:
+    """Why the CUDA kernels are missing, or None when they are there."""
+    return _cuda_missing
