@@ -109,7 +109,7 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
         if self._fused:
             anchor = torch.zeros(0, device=weight.device, requires_grad=True)
             first, second = self._buffers(weight)
-            storage.attach(Fused(anchor, first, second, hyper, ALGORITHMS[self.algorithm]))
+            storage.attach(Fused(anchor, first, second, hyper, None, ALGORITHMS[self.algorithm]))
 
     def _state_size(self, storage: Storage) -> int:
         return storage.weight.numel()
@@ -137,6 +137,7 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
                     weight,
                     *self._buffers(weight),
                     self._hypers[weight],
+                    None,
                     storage.rows,
                     weight.grad,
                     algorithm=ALGORITHMS[self.algorithm],

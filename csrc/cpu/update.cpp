@@ -2,9 +2,11 @@
 // beside it. update_ takes a coalesced gradient; coalesce_update_ sums a row's gradient in
 // registers and applies it at once, so that no gradient is ever stored. Rows are distinct, so
 // threads write disjoint memory.
+#include "../rounding.h"
 #include "gradient.h"
 
 #include <cmath>
+#include <type_traits>
 
 namespace varemb {
 namespace {
@@ -27,6 +29,39 @@ struct Slices {
   Acc* state2;  // [E] for Adam
 };
 
+// How new values are stored: rounded to nearest, as registers do.
+struct Nearest {
+  template <typename T>
+  void operator()(const Vec<T>& numbers, T* values, int64_t at, int64_t n) const {
+    numbers.store(values + at, n);
+  }
+};
+
+// Or up or down at random, the chance by distance; 16-bit rows only.
+struct Stochastic {
+  int64_t seed, offset;
+
+  template <typename T>
+  void operator()(const Vec<T>& numbers, T* values, int64_t at, int64_t n) const {
+    static_assert(sizeof(T) == 2);
+    constexpr int64_t lanes = Vec<T>::kLanes;
+    alignas(64) float part[lanes];
+    numbers.store(part);
+    const int64_t end = at + (n < lanes ? n : lanes);
+    PhiloxWords words = random_words(seed, offset, at / 4);
+    for (int64_t place = at; place < end; ++place) {
+      if (place != at && place % 4 == 0) words = random_words(seed, offset, place / 4);
+      const uint32_t word = words.word[place % 4];
+      uint16_t bits;
+      if constexpr (std::is_same_v<T, Half>)
+        bits = round_float16(part[place - at], word);
+      else
+        bits = round_bfloat16(part[place - at], word);
+      std::memcpy(values + place, &bits, sizeof(bits));
+    }
+  }
+};
+
 // p <- p - lr g
 template <typename T>
 struct Sgd {
@@ -34,12 +69,17 @@ struct Sgd {
   Vec<T> lr;
   explicit Sgd(const Hyper& hyper) : lr(Vec<T>::fill(static_cast<Acc>(hyper.lr))) {}
 
-  template <typename Load>
-  void operator()(const Slices<T>& to, int64_t, int64_t offset, int64_t dim, const Load& gradient)
-      const {
+  template <typename Load, typename Store>
+  void operator()(
+      const Slices<T>& to,
+      int64_t,
+      int64_t offset,
+      int64_t dim,
+      const Load& gradient,
+      const Store& store) const {
     for (int64_t k = 0; k < dim; k += Vec<T>::kLanes) {
       const Vec<T> value = Vec<T>::load(to.values + offset + k, dim - k);
-      (value - lr * gradient(value, k)).store(to.values + offset + k, dim - k);
+      store(value - lr * gradient(value, k), to.values, offset + k, dim - k);
     }
   }
 };
@@ -53,16 +93,21 @@ struct Adagrad {
       : lr(Vec<T>::fill(static_cast<Acc>(hyper.lr))),
         eps(Vec<T>::fill(static_cast<Acc>(hyper.eps))) {}
 
-  template <typename Load>
-  void operator()(const Slices<T>& to, int64_t, int64_t offset, int64_t dim, const Load& gradient)
-      const {
+  template <typename Load, typename Store>
+  void operator()(
+      const Slices<T>& to,
+      int64_t,
+      int64_t offset,
+      int64_t dim,
+      const Load& gradient,
+      const Store& store) const {
     for (int64_t k = 0; k < dim; k += Vec<T>::kLanes) {
       const int64_t at = offset + k;
       const Vec<T> value = Vec<T>::load(to.values + at, dim - k);
       const Vec<T> g = gradient(value, k);
       const Vec<T> sum = fma(g, g, Vec<T>::load(to.state1 + at, dim - k));
       sum.store(to.state1 + at, dim - k);
-      (value - lr * g / (sqrt(sum) + eps)).store(to.values + at, dim - k);
+      store(value - lr * g / (sqrt(sum) + eps), to.values, at, dim - k);
     }
   }
 };
@@ -76,13 +121,14 @@ struct RowWiseAdagrad {
   explicit RowWiseAdagrad(const Hyper& hyper)
       : lr(static_cast<Acc>(hyper.lr)), eps(static_cast<Acc>(hyper.eps)) {}
 
-  template <typename Load>
+  template <typename Load, typename Store>
   void operator()(
       const Slices<T>& to,
       int64_t row,
       int64_t offset,
       int64_t dim,
-      const Load& gradient) const {
+      const Load& gradient,
+      const Store& store) const {
     if (dim == 0) return;
     Vec<T> squares = Vec<T>::zero();
     for (int64_t k = 0; k < dim; k += Vec<T>::kLanes) {
@@ -93,7 +139,7 @@ struct RowWiseAdagrad {
     const Vec<T> rate = Vec<T>::fill(lr / (std::sqrt(to.state1[row]) + eps));
     for (int64_t k = 0; k < dim; k += Vec<T>::kLanes) {
       const Vec<T> value = Vec<T>::load(to.values + offset + k, dim - k);
-      (value - rate * gradient(value, k)).store(to.values + offset + k, dim - k);
+      store(value - rate * gradient(value, k), to.values, offset + k, dim - k);
     }
   }
 };
@@ -114,9 +160,14 @@ struct Adam {
         root(Vec<T>::fill(static_cast<Acc>(1 / std::sqrt(1 - std::pow(hyper.beta2, hyper.step))))),
         eps(Vec<T>::fill(static_cast<Acc>(hyper.eps))) {}
 
-  template <typename Load>
-  void operator()(const Slices<T>& to, int64_t, int64_t offset, int64_t dim, const Load& gradient)
-      const {
+  template <typename Load, typename Store>
+  void operator()(
+      const Slices<T>& to,
+      int64_t,
+      int64_t offset,
+      int64_t dim,
+      const Load& gradient,
+      const Store& store) const {
     for (int64_t k = 0; k < dim; k += Vec<T>::kLanes) {
       const int64_t at = offset + k;
       const int64_t n = dim - k;
@@ -126,7 +177,7 @@ struct Adam {
       const Vec<T> v = fma(rest2, g * g, beta2 * Vec<T>::load(to.state2 + at, n));
       m.store(to.state1 + at, n);
       v.store(to.state2 + at, n);
-      (value - rate * m / (sqrt(v) * root + eps)).store(to.values + at, n);
+      store(value - rate * m / (sqrt(v) * root + eps), to.values, at, n);
     }
   }
 };
@@ -170,6 +221,24 @@ Hyper checked_hyper(const char* op, const Tensor& hyper) {
   return {h[0], h[1], h[2], h[3], h[4], h[5]};
 }
 
+// Calls body with how to store new values; the choice stands outside of every loop.
+template <typename T, typename Body>
+void dispatch_store(const char* op, const std::optional<Tensor>& rounding, const Body& body) {
+  if (!rounding) return body(Nearest{});
+  check(
+      rounding->scalar_type() == ScalarType::Long && rounding->dim() == 1 &&
+          rounding->size(0) == 2 && rounding->is_contiguous(),
+      op, ": rounding must be int64 [2]: seed, offset");
+  if constexpr (sizeof(T) == 2) {
+    const int64_t* numbers = data<int64_t>(*rounding);
+    body(Stochastic{numbers[0], numbers[1]});
+  } else {
+    fail(
+        op, ": rounding needs values of float16 or bfloat16, got ",
+        sizeof(T) == sizeof(float) ? "float32" : "float64");
+  }
+}
+
 template <typename T, typename Body>
 void dispatch_rule(const char* op, int64_t algorithm, const Hyper& hyper, const Body& body) {
   switch (static_cast<Algorithm>(algorithm)) {
@@ -190,11 +259,12 @@ auto decayed(const G* gradient, int64_t dim, const Vec<T>& decay) {
 }
 
 void update_(
-    const Tensor& values,                 // [E], changed
-    const std::optional<Tensor>& state1,  // [E] or [N], changed
-    const std::optional<Tensor>& state2,  // [E], changed
-    const Tensor& hyper,                  // [6]
-    const Tensor& index,                  // [blocks, 4]
+    const Tensor& values,                   // [E], changed
+    const std::optional<Tensor>& state1,    // [E] or [N], changed
+    const std::optional<Tensor>& state2,    // [E], changed
+    const Tensor& hyper,                    // [6]
+    const std::optional<Tensor>& rounding,  // [2]
+    const Tensor& index,                    // [blocks, 4]
     const Tensor& positions,  // [n] ascending: every touched row from its first number on
     const Tensor& grad,       // [n]
     int64_t num_rows,
@@ -223,7 +293,7 @@ void update_(
     const auto slices =
         checked_slices<T>(op, values, state1, state2, static_cast<Algorithm>(algorithm), num_rows);
     const Vec<T> decay = Vec<T>::fill(static_cast<typename Wide<T>::type>(numbers.weight_decay));
-    dispatch_rule<T>(op, algorithm, numbers, [&](const auto& rule) {
+    const auto step = [&](const auto& rule, const auto& store) {
       const BadIndex bad = parallel_lookup(count, 4096, [&](int64_t begin, int64_t end) {
         BadIndex first;
         int64_t at = begin;
@@ -240,7 +310,7 @@ void update_(
           while (next < count && next - at < where.dim && places[next] == places[at] + (next - at))
             ++next;
           const int64_t dim = next - at;
-          rule(slices, row, places[at], dim, decayed<T>(data<T>(grad) + at, dim, decay));
+          rule(slices, row, places[at], dim, decayed<T>(data<T>(grad) + at, dim, decay), store);
           at = next;
         }
         return first;
@@ -249,16 +319,20 @@ void update_(
           bad.position == std::numeric_limits<int64_t>::max(), op,
           ": a row's gradient must begin at its first number, position ", bad.index,
           " is inside a row");
+    };
+    dispatch_store<T>(op, rounding, [&](const auto& store) {
+      dispatch_rule<T>(op, algorithm, numbers, [&](const auto& rule) { step(rule, store); });
     });
   });
 }
 
 void coalesce_update_(
-    const Tensor& values,                 // [E], changed
-    const std::optional<Tensor>& state1,  // [E] or [N], changed
-    const std::optional<Tensor>& state2,  // [E], changed
-    const Tensor& hyper,                  // [6]
-    const Tensor& grad,                   // [L, D], or [G, D] with offsets
+    const Tensor& values,                   // [E], changed
+    const std::optional<Tensor>& state1,    // [E] or [N], changed
+    const std::optional<Tensor>& state2,    // [E], changed
+    const Tensor& hyper,                    // [6]
+    const std::optional<Tensor>& rounding,  // [2]
+    const Tensor& grad,                     // [L, D], or [G, D] with offsets
     const Tensor& index,
     const Tensor& indices,
     const std::optional<Tensor>& offsets,
@@ -285,7 +359,7 @@ void coalesce_update_(
     const Gradient<T> gradient(op, args, values.size(0));
     const Vec<T> decay = Vec<T>::fill(static_cast<typename Wide<T>::type>(numbers.weight_decay));
     const bool per_row = static_cast<Algorithm>(algorithm) == Algorithm::kRowWiseAdagrad;
-    dispatch_rule<T>(op, algorithm, numbers, [&](const auto& rule) {
+    const auto step = [&](const auto& rule, const auto& store) {
       torch::stable::parallel_for(0, gradient.chunks(), 1, [&](int64_t begin, int64_t end) {
         for (int64_t chunk = begin; chunk < end; ++chunk) {
           gradient.each_sum(
@@ -302,10 +376,14 @@ void coalesce_update_(
                   prefetch_bytes(slices.state2 + run.where.offset, state_bytes);
               },
               [&](const Run& run, const auto* sum) {
-                rule(slices, run.row, run.where.offset, run.dim, decayed<T>(sum, run.dim, decay));
+                const auto summed = decayed<T>(sum, run.dim, decay);
+                rule(slices, run.row, run.where.offset, run.dim, summed, store);
               });
         }
       });
+    };
+    dispatch_store<T>(op, rounding, [&](const auto& store) {
+      dispatch_rule<T>(op, algorithm, numbers, [&](const auto& rule) { step(rule, store); });
     });
   });
 }

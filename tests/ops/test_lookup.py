@@ -155,7 +155,7 @@ def test_lookup_opcheck(namespace):
     where = (rows.num_rows, rows.width, rows.granule)
     lookup_arguments = (rows.index, indices, torch.tensor([5], dtype=torch.int32), *where)
     torch.library.opcheck(ops.lookup.default, (table.values.detach(), *lookup_arguments))
-    trained = (table.values, None, None, None, None, *lookup_arguments, -1, 0, 0)
+    trained = (table.values, *[None] * 5, *lookup_arguments, -1, 0, 0)
     torch.library.opcheck(ops.lookup_trained.default, trained)
 
 

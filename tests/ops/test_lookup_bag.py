@@ -207,7 +207,7 @@ def test_lookup_bag_opcheck(namespace, mode):
     bag = (rows.index, indices, offsets, weights, None, *where, mode)
     plain = (table.values.detach(), rows.index, indices, offsets, None, None, *where, mode)
     torch.library.opcheck(ops.lookup_bag.default, (*plain, -1, False))
-    trained = (table.values, None, None, None, None, *bag, False, -1, 0, 0)
+    trained = (table.values, *[None] * 5, *bag, False, -1, 0, 0)
     torch.library.opcheck(ops.lookup_bag_trained.default, trained)
     grad = torch.randn(2, 8)
     torch.library.opcheck(

@@ -92,7 +92,7 @@ def test_lookup_linear_opcheck(namespace):
     ops, rows = getattr(torch.ops, namespace), table.rows
     flat, where = indices.reshape(-1), (rows.num_rows, rows.width, rows.granule)
     linear = (rows.index, flat, groups, weight, bias, *where)
-    trained = (table.values, None, None, None, None, *linear, -1, 0, 0)
+    trained = (table.values, *[None] * 5, *linear, -1, 0, 0)
     torch.library.opcheck(ops.lookup_linear_trained.default, trained)
     plain = [t.detach() if isinstance(t, torch.Tensor) else t for t in linear]
     torch.library.opcheck(ops.lookup_linear.default, (table.values.detach(), *plain))

@@ -40,7 +40,7 @@ def test_update_backends_agree(algorithm, dtype, name):
         grad = sparse_grad(table, indices, dtype)
         with torch.no_grad():
             update_(
-                table.values, first, second, HYPER, table.rows, grad,
+                table.values, first, second, HYPER, None, table.rows, grad,
                 algorithm=ALGORITHMS[algorithm], backend=backend,
             )  # fmt: skip
         untouched = torch.ones(table.rows.numbers, dtype=torch.bool)
@@ -64,7 +64,7 @@ def test_update_by_hand(backend):
         with torch.no_grad():
             table.values.copy_(torch.tensor([1.0, 2.0, 9.0]))
             update_(
-                table.values, first, second, hyper, table.rows, grad,
+                table.values, first, second, hyper, None, table.rows, grad,
                 algorithm=ALGORITHMS[algorithm], backend=backend,
             )  # fmt: skip
         return table.values.detach()
@@ -85,7 +85,7 @@ def test_update_of_a_row_uses_its_own_dim_not_the_width():
     state = torch.zeros(1)
     grad = torch.sparse_coo_tensor([[0, 1]], torch.ones(2), (2,))
     with torch.no_grad():
-        update_(table.values, state, None, HYPER * 0, table.rows, grad, algorithm=2)
+        update_(table.values, state, None, HYPER * 0, None, table.rows, grad, algorithm=2)
     assert state.item() == 1.0
 
 
@@ -94,16 +94,16 @@ def test_update_refuses_what_does_not_fit():
     values, rows = table.values.detach(), table.rows
     grad = torch.sparse_coo_tensor([[0, 1]], torch.ones(2), (5,))
     with pytest.raises(ValueError, match="grad must be sparse"):
-        update_(values, None, None, HYPER, rows, torch.zeros(5), algorithm=0)
+        update_(values, None, None, HYPER, None, rows, torch.zeros(5), algorithm=0)
     with pytest.raises(ValueError, match="state1 is missing"):
-        update_(values, None, None, HYPER, rows, grad, algorithm=1, backend="cpu")
+        update_(values, None, None, HYPER, None, rows, grad, algorithm=1, backend="cpu")
     with pytest.raises(ValueError, match="state1 does not belong"):
-        update_(values, torch.zeros(5), None, HYPER, rows, grad, algorithm=0, backend="cpu")
+        update_(values, torch.zeros(5), None, HYPER, None, rows, grad, algorithm=0, backend="cpu")
     with pytest.raises(ValueError, match="state1 must have 2 numbers"):
-        update_(values, torch.zeros(5), None, HYPER, rows, grad, algorithm=2, backend="cpu")
+        update_(values, torch.zeros(5), None, HYPER, None, rows, grad, algorithm=2, backend="cpu")
     with pytest.raises(ValueError, match="must begin at its first number"):
         inside = torch.sparse_coo_tensor([[3]], torch.ones(1), (5,))
-        update_(values, None, None, HYPER, rows, inside, algorithm=0, backend="cpu")
+        update_(values, None, None, HYPER, None, rows, inside, algorithm=0, backend="cpu")
 
 
 @pytest.mark.parametrize("namespace", ["varemb", "varemb_reference"])
@@ -113,7 +113,7 @@ def test_update_opcheck(namespace, algorithm):
     table = make_table(dims, width)
     ops, rows = getattr(torch.ops, namespace), table.rows
     first, second = states(table, algorithm)
-    state = (table.values.detach(), first, second, HYPER)
+    state = (table.values.detach(), first, second, HYPER, None)
     grad = sparse_grad(table, indices, torch.float32).coalesce()
     jagged = (rows.index, grad.indices()[0].clone(), grad.values().clone())
     where = (rows.num_rows, rows.width, rows.granule, ALGORITHMS[algorithm])

@@ -10,6 +10,7 @@ from torch import Tensor
 from varemb.ops.backend import choose, namespace
 from varemb.ops.schemas import LIBRARIES
 from varemb.ops.training import (
+    LEAD,
     Fused,
     check_call,
     is_trained,
@@ -79,11 +80,11 @@ def _fake(values: Tensor, index: Tensor, indices: Tensor, limit: Any, *where: in
 
 
 def _fake_trained(values: Tensor, *rest: Any) -> Tensor:
-    return _fake(values, rest[4], rest[5], rest[6], *rest[7:10])
+    return _fake(values, *rest[LEAD - 1 : LEAD + 5])
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    index, indices, limit, num_rows, _, granule, padding_idx, form, algorithm = inputs[5:]
+    index, indices, limit, num_rows, _, granule, padding_idx, form, algorithm = inputs[LEAD:]
     ctx.where, ctx.padding_idx = (num_rows, granule), padding_idx
     ctx.save_for_backward(*save_trained(ctx, inputs, form, algorithm), index, indices, limit)
 
@@ -92,12 +93,12 @@ def _register(name: str) -> None:
     ops, library = getattr(torch.ops, name), LIBRARIES[name]
 
     def trained(values: Tensor, *rest: Any) -> Any:
-        return ops.lookup(values, *rest[4:10])
+        return ops.lookup(values, *rest[LEAD - 1 : LEAD + 5])
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         *saved, index, indices, limit = ctx.saved_tensors
         looked_up = sequence(index, indices, limit, ctx.where, ctx.padding_idx)
-        return values_gradient(ops, ctx, tuple(saved), grad, looked_up), *[None] * 13
+        return values_gradient(ops, ctx, tuple(saved), grad, looked_up), *[None] * (LEAD + 8)
 
     torch.library.register_fake(f"{name}::lookup", _fake, lib=library)
     torch.library.register_fake(f"{name}::lookup_trained", _fake_trained, lib=library)

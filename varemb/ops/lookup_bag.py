@@ -11,6 +11,7 @@ from varemb.ops import reference
 from varemb.ops.backend import choose, namespace
 from varemb.ops.schemas import LIBRARIES
 from varemb.ops.training import (
+    LEAD,
     MODES,
     Fused,
     LookedUp,
@@ -94,15 +95,13 @@ def _fake(values: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
 
 def _forward_arguments(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments of lookup_bag among those of lookup_bag_trained."""
-    values, index_to_granule, mode, has_last, padding = (
-        inputs[0], inputs[5:13], inputs[13], inputs[14], inputs[15],
-    )  # fmt: skip
-    return values, *index_to_granule, mode, padding, has_last
+    mode, has_last, padding = inputs[LEAD + 8 : LEAD + 11]
+    return inputs[0], *inputs[LEAD : LEAD + 8], mode, padding, has_last
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    index, indices, offsets, weights, limit, num_rows, _, granule, mode, has_last = inputs[5:15]
-    padding_idx, form, algorithm = inputs[15:]
+    index, indices, offsets, weights, limit, num_rows, _, granule, *options = inputs[LEAD:]
+    mode, has_last, padding_idx, form, algorithm = options
     ctx.options = (num_rows, granule, mode, padding_idx, has_last)
     winners = output[1] if mode == reference.MAX else None
     ctx.mark_non_differentiable(output[1])
@@ -122,14 +121,14 @@ def _register(name: str) -> None:
         *saved, index, indices, offsets, weights, limit, winners = ctx.saved_tensors
         num_rows, granule, _, padding_idx, has_last = ctx.options
         weights_grad = None
-        if ctx.needs_input_grad[8]:  # before a fused update changes the values
+        if ctx.needs_input_grad[LEAD + 3]:  # before a fused update changes the values
             weights_grad = ops.lookup_bag_weights_backward(
                 grad.contiguous(), saved[0], index, indices, offsets, limit, num_rows, granule,
                 padding_idx, has_last,
             )  # fmt: skip
         looked_up = LookedUp(index, indices, offsets, weights, limit, winners, *ctx.options)
         values_grad = values_gradient(ops, ctx, tuple(saved), grad, looked_up)
-        return values_grad, *[None] * 7, weights_grad, *[None] * 9
+        return values_grad, *[None] * (LEAD + 2), weights_grad, *[None] * 9
 
     def fake_weights(grad: Tensor, values: Tensor, index: Tensor, indices: Tensor, *_: Any) -> Any:
         return values.new_empty((indices.shape[0],))

@@ -10,6 +10,7 @@ from torch import Tensor
 from varemb.ops.backend import choose, namespace
 from varemb.ops.schemas import LIBRARIES
 from varemb.ops.training import (
+    LEAD,
     Fused,
     check_call,
     is_trained,
@@ -88,7 +89,7 @@ def _fake(
 
 
 def _fake_trained(values: Tensor, *rest: Any) -> Any:
-    return _fake(values, *rest[4:])
+    return _fake(values, *rest[LEAD - 1 :])
 
 
 def _fake_backward(
@@ -100,7 +101,7 @@ def _fake_backward(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *linear, num_rows, width, granule, padding_idx, form, algorithm = inputs[5:]
+    *linear, num_rows, width, granule, padding_idx, form, algorithm = inputs[LEAD:]
     ctx.where, ctx.padding_idx = (num_rows, width, granule), padding_idx
     saved = save_trained(ctx, inputs, form, algorithm)
     ctx.save_for_backward(inputs[0], *saved[1:], *linear)
@@ -110,7 +111,7 @@ def _register(name: str) -> None:
     ops, library = getattr(torch.ops, name), LIBRARIES[name]
 
     def trained(values: Tensor, *rest: Any) -> Any:
-        return ops.lookup_linear(values, *rest[4:12])
+        return ops.lookup_linear(values, *rest[LEAD - 1 : LEAD + 7])
 
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         values, *state, index, indices, groups, weight, bias = ctx.saved_tensors
@@ -129,7 +130,7 @@ def _register(name: str) -> None:
         )
         looked_up = sequence(index, indices, None, (num_rows, granule), ctx.padding_idx)
         values_grad = values_gradient(ops, ctx, (values, *state), rows_grad, looked_up)
-        return values_grad, *[None] * 7, weight_grad, bias_grad, *[None] * 6
+        return values_grad, *[None] * (LEAD + 2), weight_grad, bias_grad, *[None] * 6
 
     torch.library.register_fake(f"{name}::lookup_linear", _fake, lib=library)
     torch.library.register_fake(f"{name}::lookup_linear_trained", _fake_trained, lib=library)

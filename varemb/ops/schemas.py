@@ -1,15 +1,16 @@
 """The signature of every operation, defined once for every backend.
 
 Each namespace has all operations: `varemb` is implemented by the native libraries, by device;
-`varemb_reference` by `reference.py` on any device. Letters: N rows, D width, E stored numbers,
-L indices, G bags, F fields, O outputs, S matrix rows, C projection groups, n touched numbers.
+`varemb_triton` by `triton/`, in Python; `varemb_reference` by `reference/`, on any device. Letters:
+N rows, D width, E stored numbers, L indices, G bags, F fields, O outputs, S matrix rows,
+C projection groups, n touched numbers, M moves.
 """
 
 from __future__ import annotations
 
 import torch
 
-NAMESPACES = ("varemb", "varemb_reference")
+NAMESPACES = ("varemb", "varemb_triton", "varemb_reference")
 
 # index [blocks, 4] and these say where the rows are
 _ROWS = "int num_rows, int width, int granule"
@@ -21,9 +22,13 @@ _GRADIENT = (
     "bool include_last_offset"
 )
 _LINEAR = "Tensor index, Tensor indices, Tensor groups, Tensor weight, Tensor bias"
-_STATE = "Tensor(a!) values, Tensor(b!)? state1, Tensor(c!)? state2, Tensor hyper"
-# how the values are trained: form 0 dense, 1 sparse, 2 fused (then anchor, state, hyper, algorithm)
-_TRAINED = "Tensor values, Tensor? anchor, Tensor? state1, Tensor? state2, Tensor? hyper"
+# hyper [6] float64: lr, weight_decay, eps, beta1, beta2, step; rounding [2] int64: seed, offset of
+# stochastic rounding, None rounds to nearest; both on the device of the values
+_STATE = "Tensor(a!) values, Tensor(b!)? state1, Tensor(c!)? state2, Tensor hyper, Tensor? rounding"
+# how the values are trained: form 0 dense, 1 sparse, 2 fused (then with all of these)
+_TRAINED = (
+    "Tensor values, Tensor? anchor, Tensor? state1, Tensor? state2, Tensor? hyper, Tensor? rounding"
+)
 _FORM = "int padding_idx, int form, int algorithm"
 
 SCHEMAS = {
@@ -50,11 +55,14 @@ SCHEMAS = {
     "coalesce_dense": f"({_GRADIENT}, int numbers) -> Tensor",
     # -> positions [n] int64 ascending, their gradients [n]
     "coalesce": f"({_GRADIENT}, int numbers) -> (Tensor, Tensor)",
-    # hyper [6] float64: lr, weight_decay, eps, beta1, beta2, step
+    # positions [n] int64 ascending: of each touched row the places of its first numbers; grad [n]
     "update_": (
         f"({_STATE}, Tensor index, Tensor positions, Tensor grad, {_ROWS}, int algorithm) -> ()"
     ),
     "coalesce_update_": f"({_STATE}, {_GRADIENT}, int algorithm) -> ()",
+    # moves [M, 4] int64: source, target, kept, dim; out[target + k] = values[source + k] for
+    # k < kept, 0 for kept <= k < dim. No move writes what another one reads or writes.
+    "repack_": "(Tensor(a!) out, Tensor values, Tensor moves) -> ()",
     # the differentiable forms
     "lookup_trained": (
         f"({_TRAINED}, Tensor index, Tensor indices, Tensor? limit, {_ROWS}, {_FORM}) -> Tensor"

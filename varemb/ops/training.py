@@ -17,6 +17,7 @@ from varemb.ops.reference import MAX, MEAN, SUM
 from varemb.rows import Rows
 
 DENSE, SPARSE, FUSED = 0, 1, 2
+LEAD = 6  # the arguments of a `*_trained` operation before the index: values, then those of Fused
 MODES = {"sum": SUM, "mean": MEAN, "max": MAX}
 
 
@@ -27,6 +28,7 @@ class Fused(NamedTuple):
     state1: Tensor | None  # [E], or [N] for row-wise Adagrad
     state2: Tensor | None  # [E]
     hyper: Tensor  # [6] float64: lr, weight_decay, eps, beta1, beta2, step
+    rounding: Tensor | None  # [2] int64: seed and offset; None rounds to nearest
     algorithm: int
 
 
@@ -60,16 +62,16 @@ def trained_arguments(
     """The leading and the last arguments of a `*_trained` operation."""
     padding = -1 if padding_idx is None else padding_idx
     if fused is not None:
-        lead = (values, fused.anchor, fused.state1, fused.state2, fused.hyper)
+        lead = (values, *fused[: LEAD - 1])
         return lead, (padding, FUSED, fused.algorithm)
-    return (values, None, None, None, None), (padding, SPARSE if sparse else DENSE, 0)
+    return (values, *[None] * (LEAD - 1)), (padding, SPARSE if sparse else DENSE, 0)
 
 
 def save_trained(ctx: Any, inputs: tuple[Any, ...], form: int, algorithm: int) -> list[Any]:
     """Keeps on ctx what `values_gradient` needs; returns the tensors to save."""
-    values, _, state1, state2, hyper = inputs[:5]
+    values, _, *state = inputs[:LEAD]
     ctx.form, ctx.algorithm, ctx.numbers = form, algorithm, values.shape[0]
-    return [values, state1, state2, hyper] if form == FUSED else [None] * 4
+    return [values, *state] if form == FUSED else [None] * (LEAD - 1)
 
 
 def values_gradient(
@@ -78,8 +80,7 @@ def values_gradient(
     """The gradient of the flat values in the form that was asked for; None when fused."""
     grad = grad.contiguous()
     if ctx.form == FUSED:
-        values, state1, state2, hyper = saved
-        ops.coalesce_update_(values, state1, state2, hyper, grad, *looked_up, ctx.algorithm)
+        ops.coalesce_update_(*saved, grad, *looked_up, ctx.algorithm)
         return None
     if not ctx.needs_input_grad[0]:
         return None

@@ -25,6 +25,7 @@ def update_(
     state1: Tensor | None,  # [E] or [N], changed
     state2: Tensor | None,  # [E], changed
     hyper: Tensor,  # [6]
+    rounding: Tensor | None,  # [2]
     rows: Rows,
     grad: Tensor,  # sparse [E]
     *,
@@ -39,13 +40,16 @@ def update_(
             float64 for float64 values.
         state2: Adam's mean of squares. [E]
         hyper: lr, weight_decay, eps, beta1, beta2, step (from 1). [6], float64.
+        rounding: seed and offset of stochastic rounding, for float16 and bfloat16 rows; None
+            rounds to nearest. [2], int64.
         rows: where each row's numbers are.
         grad: sparse gradient of values: of each touched row its numbers from the first on.
         algorithm: one of ALGORITHMS.
         backend: as in `lookup`.
 
     Raises:
-        ValueError: the gradient is not sparse, or its places are not whole beginnings of rows.
+        ValueError: the gradient is not sparse, or its places are not whole beginnings of rows;
+            rounding is given for rows of more than 16 bits.
 
     Deterministic: yes, whatever the number of threads.
     """
@@ -58,6 +62,7 @@ def update_(
         state1,
         state2,
         hyper,
+        rounding,
         rows.index,
         grad.indices()[0].contiguous(),
         grad.values(),
