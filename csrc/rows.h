@@ -1,6 +1,8 @@
 // Where a row's numbers are: row -> (offset, dim). Nothing else knows the layout.
 #pragma once
 
+#include "host_device.h"
+
 #include <cstdint>
 #include <cstring>
 
@@ -29,30 +31,26 @@ struct PackedRows {
   int32_t width;
   int32_t granule;
 
-  Row operator()(int64_t row) const {
+  VAREMB_HOST_DEVICE Row operator()(int64_t row) const {
     const uint64_t block_number = static_cast<uint64_t>(row) / kRowsPerBlock;
     const int slot = static_cast<int>(static_cast<uint64_t>(row) % kRowsPerBlock);
     const uint8_t* block = blocks + block_number * kBlockBytes;
-    int64_t base;
-    std::memcpy(&base, block, sizeof(base));
     const int32_t dim = block[kBaseBytes + slot] * granule;
     return {
-        base + static_cast<int64_t>(sum_before(block, slot)) * granule, dim < width ? dim : width};
+        base_of(block) + static_cast<int64_t>(sum_before(block, slot)) * granule,
+        dim < width ? dim : width};
   }
 
   // The row that holds the number at `offset` of the flat values; offset must be below their count.
-  int64_t row_at(int64_t offset) const {
+  VAREMB_HOST_DEVICE int64_t row_at(int64_t offset) const {
     int64_t low = 0;
     int64_t high = (num_rows + kRowsPerBlock - 1) / kRowsPerBlock;
     while (high - low > 1) {  // the last block whose base is not past the offset
       const int64_t middle = low + (high - low) / 2;
-      int64_t base;
-      std::memcpy(&base, blocks + middle * kBlockBytes, sizeof(base));
-      (base <= offset ? low : high) = middle;
+      (base_of(blocks + middle * kBlockBytes) <= offset ? low : high) = middle;
     }
     const uint8_t* block = blocks + low * kBlockBytes;
-    int64_t end;
-    std::memcpy(&end, block, sizeof(end));
+    int64_t end = base_of(block);
     for (int slot = 0; slot < kRowsPerBlock; ++slot) {
       end += static_cast<int64_t>(block[kBaseBytes + slot]) * granule;
       if (offset < end) return low * kRowsPerBlock + slot;
@@ -66,7 +64,23 @@ struct PackedRows {
   }
 
  private:
-#if defined(__AVX2__)
+  // One of the four words of a block: the base, then the dims of eight rows each.
+  VAREMB_HOST_DEVICE static uint64_t word_of(const uint8_t* block, int number) {
+#if defined(__CUDA_ARCH__)
+    // Without the type the compiler would load byte by byte.
+    return __ldg(reinterpret_cast<const unsigned long long*>(block) + number);
+#else
+    uint64_t word;
+    std::memcpy(&word, block + number * 8, sizeof(word));
+    return word;
+#endif
+  }
+
+  VAREMB_HOST_DEVICE static int64_t base_of(const uint8_t* block) {
+    return static_cast<int64_t>(word_of(block, 0));
+  }
+
+#if defined(__AVX2__) && !defined(__CUDACC__)
   static uint32_t sum_before(const uint8_t* block, int slot) {
     // Byte numbers; the base's bytes are given the largest one so that the comparison never selects
     // them.
@@ -82,9 +96,19 @@ struct PackedRows {
            static_cast<uint32_t>(_mm_extract_epi32(half, 2));
   }
 #else
-  static uint32_t sum_before(const uint8_t* block, int slot) {
+  // Eight dims at a time: those at and beyond the slot are cleared, neighbours added in 16 bits,
+  // and the four sums collected in the highest 16 by a multiplication.
+  VAREMB_HOST_DEVICE static uint32_t sum_before(const uint8_t* block, int slot) {
+    constexpr uint64_t kEven = 0x00ff00ff00ff00ffull;
     uint32_t sum = 0;
-    for (int i = 0; i < slot; ++i) sum += block[kBaseBytes + i];
+    for (int part = 0; part < 3; ++part) {
+      const int kept = slot - 8 * part;
+      if (kept <= 0) break;
+      uint64_t dims = word_of(block, 1 + part);
+      if (kept < 8) dims &= (1ull << (8 * kept)) - 1;
+      const uint64_t pairs = (dims & kEven) + ((dims >> 8) & kEven);
+      sum += static_cast<uint32_t>((pairs * 0x0001000100010001ull) >> 48);
+    }
     return sum;
   }
 #endif

@@ -1,0 +1,56 @@
+// Rows of different dims as one zero-padded block: contract, launch, registration.
+#include "lookup.cuh"
+#include "runtime.cuh"
+
+namespace varemb {
+namespace {
+
+constexpr int kRowsInFlight = 4;
+constexpr int64_t kNarrowBytes = 32;  // rows up to here need no more than two lanes
+
+template <typename T, int kLanes>
+void launch_lookup(
+    const Device& device,
+    const Tensor& values,
+    const Table& table,
+    const Integers& indices,
+    const Limit& limit,
+    const Tensor& out) {
+  const int64_t lookups = out.size(0);
+  const int64_t groups = (lookups + kRowsInFlight - 1) / kRowsInFlight;
+  device.launch(
+      lookup_forward_kernel<T, kLanes, kRowsInFlight>, device.blocks<kLanes>(groups),
+      data<T>(values), table, indices, limit, lookups, mutable_data<T>(out));
+}
+
+Tensor lookup(
+    const Tensor& values,                // [E]
+    const Tensor& index,                 // [blocks, 4]
+    const Tensor& indices,               // [L]
+    const std::optional<Tensor>& limit,  // [1] or [L]
+    int64_t num_rows,
+    int64_t width,
+    int64_t granule) {
+  const char* op = "lookup";
+  check_vector(op, "values", values);
+  const Table table = table_of(op, index, num_rows, width, granule, values.size(0));
+  const Integers rows = integers(op, "indices", indices);
+  const int64_t lookups = indices.size(0);
+  const Limit limits = limit_of(op, limit, lookups);
+  const Device device(op, values);
+  Tensor out = torch::stable::new_empty(values, {lookups, width});
+  if (lookups == 0 || width == 0) return out;
+  dispatch_values(op, values, [&](auto value_type) {
+    using T = typename decltype(value_type)::type;
+    if (width * static_cast<int64_t>(sizeof(T)) <= kNarrowBytes)
+      launch_lookup<T, 2>(device, values, table, rows, limits, out);
+    else
+      launch_lookup<T, 8>(device, values, table, rows, limits, out);
+  });
+  return out;
+}
+
+STABLE_TORCH_LIBRARY_IMPL(varemb, VAREMB_DEVICE_KEY, m) { m.impl("lookup", TORCH_BOX(&lookup)); }
+
+}  // namespace
+}  // namespace varemb
