@@ -1,14 +1,17 @@
 """Builds the native parts of varemb; without torch or a compiler, a pure-Python install.
 
 VAREMB_BUILD=auto (default) builds what it can and says what it could not; python builds nothing;
-cpu fails loudly when the CPU libraries cannot be built. Nothing here looks at the devices of the
-machine that builds.
+cpu builds the CPU libraries alone, cuda these and the CUDA library, and both fail loudly when they
+cannot. VAREMB_CUDA_ARCH_LIST (or TORCH_CUDA_ARCH_LIST) names GPUs, such as "8.0;9.0+PTX"; MAX_JOBS
+is how many files compile at a time. Nothing here looks at the devices of the machine that builds:
+the CUDA library is built wherever nvcc is, against a torch with or without CUDA.
 """
 
 import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +22,12 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
+OBJECTS = ROOT / "build" / "objects"
+BUILD = os.environ.get("VAREMB_BUILD", "auto")
 STABLE_ABI = "0x020b000000000000"  # torch 2.11: one binary serves it and every later torch
-COMMON = [
-    "-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off",
-    f"-DTORCH_TARGET_VERSION={STABLE_ABI}",
+COMMON = ["-std=c++20", "-O3", f"-DTORCH_TARGET_VERSION={STABLE_ABI}"]
+CPU_FLAGS = [
+    *COMMON, "-fPIC", "-fvisibility=hidden", "-ffp-contract=off",
     # gcc 12 warns of both inside its own AVX-512 headers
     "-Wall", "-Wno-uninitialized", "-Wno-maybe-uninitialized",
 ]  # fmt: skip
@@ -36,6 +41,12 @@ CAPABILITIES = {
     "avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi2"],
     "default": [],
 }  # fmt: skip
+# --fmad=false: products and sums round apart, as on the CPU and in the reference.
+CUDA_FLAGS = [
+    *COMMON, "-DUSE_CUDA", "--fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden",
+    "--threads", "1", "-Xptxas", "-v",
+]  # fmt: skip
+ARCHITECTURES = ["8.0", "9.0", "10.0+PTX"]
 
 
 def torch_folder():
@@ -44,103 +55,209 @@ def torch_folder():
     return Path(spec.submodule_search_locations[0]) if spec else None
 
 
-def missing():
+def cpu_missing():
     """Why the CPU libraries cannot be built here, or None."""
-    if os.environ.get("VAREMB_BUILD") == "python":
+    if BUILD == "python":
         return "VAREMB_BUILD=python asked for a pure-Python install"
     if torch_folder() is None:
         return "torch is not installed where the build runs (pip install --no-build-isolation .)"
-    if shutil.which(os.environ.get("CXX", "g++")) is None:
+    if shutil.which(cxx()) is None:
         return "no C++ compiler (set CXX, or install g++)"
     return None
 
 
+def cuda_missing():
+    """Why the CUDA library cannot be built here, or None."""
+    if BUILD == "cpu":
+        return "VAREMB_BUILD=cpu asked for the CPU libraries alone"
+    if nvcc() is None:
+        return "nvcc was not found when varemb was installed (set CUDACXX or CUDA_HOME, or PATH)"
+    return cpu_missing()
+
+
+def cxx():
+    return os.environ.get("CXX", "g++")
+
+
+def nvcc():
+    """Path of the CUDA compiler, or None."""
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    candidates = [
+        os.environ.get("CUDACXX"),
+        "nvcc",
+        *(f"{home}/bin/nvcc" for home in homes if home),
+    ]
+    return next((found for name in candidates if name and (found := shutil.which(name))), None)
+
+
+def version_of(compiler):
+    """The line of a compiler's --version that holds it, or None."""
+    if compiler is None or shutil.which(compiler) is None:
+        return None
+    text = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+    lines = [line for line in text.splitlines() if re.search(r"\d+\.\d+", line)]
+    return lines[0] if lines else None
+
+
+def architectures():
+    """GPUs to compile for, such as ["8.0", "9.0+PTX"]: those asked for, or all that nvcc can."""
+    asked = os.environ.get("VAREMB_CUDA_ARCH_LIST") or os.environ.get("TORCH_CUDA_ARCH_LIST")
+    if asked:
+        return [name for name in re.split(r"[;,\s]+", asked) if name]
+    listed = subprocess.run([nvcc(), "--list-gpu-arch"], capture_output=True, text=True).stdout
+    return [name for name in ARCHITECTURES if f"compute_{number_of(name)}" in listed.split()]
+
+
+def number_of(architecture):
+    """The architecture as nvcc writes it: 90 for "9.0+PTX"."""
+    match = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", architecture)
+    if match is None:
+        raise RuntimeError(
+            f"varemb: architectures look like 9.0 or 9.0+PTX, got {architecture!r} "
+            "(VAREMB_CUDA_ARCH_LIST or TORCH_CUDA_ARCH_LIST)"
+        )
+    return match[1] + match[2]
+
+
+def code_flags():
+    """Machine code for every architecture, and PTX that later GPUs compile for themselves."""
+    flags = []
+    for name in architectures():
+        number = number_of(name)
+        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+        if name.endswith("+PTX"):
+            flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+    return flags
+
+
+def run(command):
+    """Runs a compiler; returns what it wrote to stderr, and prints it when it fails."""
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    except subprocess.CalledProcessError as error:
+        print(error.stderr)
+        raise
+
+
+def compile_object(source, folder, command):
+    """Compiles a file unless its object is newer than all it reads and made by the same command.
+
+    Beside the object lie the command and the compiler's messages: nvcc's name the registers and
+    spills of every kernel.
+    """
+    out = OBJECTS / folder / f"{source.stem}.o"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [*command, "-isystem", str(torch_folder() / "include"), "-c", str(source)]
+    stamp, line = out.with_suffix(".command"), " ".join(command)
+    reads = [source, *(ROOT / "csrc").glob("*.h"), *source.parent.glob("*.*h")]
+    is_current = out.exists() and stamp.exists() and stamp.read_text() == line
+    if is_current and all(out.stat().st_mtime > path.stat().st_mtime for path in reads):
+        return str(out)
+    stamp.unlink(missing_ok=True)
+    out.with_suffix(".log").write_text(run([*command, "-o", str(out)]))
+    stamp.write_text(line)
+    return str(out)
+
+
+def compile_all(jobs):
+    """Objects of (source, folder, command) jobs, MAX_JOBS at a time."""
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
+        return list(pool.map(lambda job: compile_object(*job), jobs))
+
+
+def torch_libraries():
+    # libtorch.so has no code of its own; in a CUDA build of torch it brings libtorch_cuda.so.
+    return [f"-L{torch_folder() / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+
+
+def build_cpu(target):
+    machine_is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+    capabilities = list(CAPABILITIES if machine_is_x86 else ["default"])
+    sources = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+    jobs = [
+        (source, capability, [cxx(), *CPU_FLAGS, *CAPABILITIES[capability]])
+        for capability in capabilities
+        for source in sources
+    ]
+    objects = compile_all(jobs)
+    for number, capability in enumerate(capabilities):
+        own = objects[number * len(sources) : (number + 1) * len(sources)]
+        library = str(target / f"_C_cpu_{capability}.so")
+        run([cxx(), "-shared", *own, "-o", library, "-Wl,--no-as-needed", *torch_libraries()])
+
+
+def build_cuda(target):
+    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    host = ["-ccbin", cxx()] if "CXX" in os.environ else []
+    command = [nvcc(), *host, *CUDA_FLAGS, *code_flags()]
+    objects = compile_all([(source, "cuda", command) for source in sources])
+    library = str(target / "_C_cuda.so")
+    # The static CUDA runtime: the library then loads beside whichever runtime torch brought, and
+    # shares its contexts and streams, which belong to the driver. Its symbols stay inside, or those
+    # of torch's runtime would be taken in their place.
+    linked = ["-cudart", "static", "-Xlinker", "--exclude-libs,ALL", "-Xlinker", "--no-as-needed"]
+    run([nvcc(), *host, "-shared", *objects, "-o", library, *linked, *torch_libraries()])
+
+
+def attempt(build, reason, target):
+    """Builds unless there is a reason not to; returns the reason or why it failed."""
+    if reason is None:
+        try:
+            build(target)
+        except subprocess.CalledProcessError as error:
+            lines = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
+            wrong = next((line for line in lines if "error" in line), lines[0])
+            return f"the compiler failed: {wrong}"
+    return reason
+
+
 class BuildNative(build_ext):
-    """Compiles csrc/cpu once per instruction set, two files at a time."""
+    """Compiles csrc/cpu once per instruction set, and csrc/cuda for every GPU, where it can."""
 
     def build_extension(self, ext):
-        reason = missing()
         target = self.target()
         target.mkdir(parents=True, exist_ok=True)
-        if reason is None:
-            try:
-                self.build_cpu(target)
-            except subprocess.CalledProcessError as error:
-                reason = f"the compiler failed: {error.stderr.strip().splitlines()[0]}"
-        if reason is not None:
-            if os.environ.get("VAREMB_BUILD", "auto") not in ("auto", "python"):
-                raise RuntimeError(f"varemb: cannot build the native CPU kernels: {reason}")
-            print(f"varemb: PURE-PYTHON INSTALL, slow reference kernels only: {reason}")
-        (target / "build_info.json").write_text(json.dumps(self.describe(reason), indent=1))
-
-    def build_cpu(self, target):
-        machine_is_x86 = platform.machine().lower() in ("x86_64", "amd64")
-        jobs = [
-            (source, capability)
-            for capability in (CAPABILITIES if machine_is_x86 else ["default"])
-            for source in sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
-        ]
-        with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-            objects = list(pool.map(lambda job: self.compile(*job), jobs))
-        libraries = torch_folder() / "lib"
-        for capability in dict.fromkeys(capability for _, capability in jobs):
-            own = [str(o) for o, (_, c) in zip(objects, jobs, strict=True) if c == capability]
-            library = target / f"_C_cpu_{capability}.so"
-            linked = [f"-L{libraries}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
-            self.call(["-shared", *own, "-o", str(library), *linked])
-
-    def compile(self, source, capability):
-        out = ROOT / "build" / "objects" / capability / f"{source.stem}.o"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        headers = [*(ROOT / "csrc").glob("*.h"), *source.parent.glob("*.h"), Path(__file__)]
-        if out.exists() and all(
-            out.stat().st_mtime > f.stat().st_mtime for f in [source, *headers]
-        ):
-            return out
-        flags = CAPABILITIES[capability]
-        self.call(
-            [
-                *COMMON,
-                *flags,
-                "-isystem",
-                str(torch_folder() / "include"),
-                "-c",
-                str(source),
-                "-o",
-                str(out),
-            ]
-        )
-        return out
-
-    def call(self, arguments):
-        command = [os.environ.get("CXX", "g++"), *arguments]
-        try:
-            subprocess.run(command, check=True, capture_output=True, text=True)
-        except subprocess.CalledProcessError as error:
-            print(error.stderr)
-            raise
-
-    def describe(self, reason):
-        """What the install was built with; `varemb info` prints it."""
-        compiler = os.environ.get("CXX", "g++")
-        version = None
-        if shutil.which(compiler):
-            line = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
-            version = line.splitlines()[0] if line else None
-        return {"cpu_missing": reason, "compiler": version, "stable_abi": STABLE_ABI}
+        if BUILD not in ("auto", "python", "cpu", "cuda"):
+            raise RuntimeError(f"VAREMB_BUILD must be auto, python, cpu or cuda, got {BUILD!r}")
+        cpu = attempt(build_cpu, cpu_missing(), target)
+        if cpu is not None:
+            if BUILD in ("cpu", "cuda"):
+                raise RuntimeError(f"varemb: cannot build the native CPU kernels: {cpu}")
+            print(f"varemb: PURE-PYTHON INSTALL, slow reference kernels only: {cpu}")
+        cuda = attempt(build_cuda, cuda_missing(), target)
+        if cuda is not None:
+            if BUILD == "cuda":
+                raise RuntimeError(f"varemb: cannot build the CUDA kernels: {cuda}")
+            print(f"varemb: NO CUDA KERNELS, on GPUs Triton or the reference run: {cuda}")
+        facts = {
+            "cpu_missing": cpu,
+            "cuda_missing": cuda,
+            "compiler": version_of(cxx()),
+            "nvcc": version_of(nvcc()),
+            "cuda_architectures": None if cuda else ";".join(architectures()),
+            "stable_abi": STABLE_ABI,
+        }
+        (target / "build_info.json").write_text(json.dumps(facts, indent=1))
 
     def get_outputs(self):
-        return [
-            str(f) for f in [*self.target().glob("_C_cpu_*.so"), self.target() / "build_info.json"]
-        ]
+        built = [*self.target().glob("_C_*.so"), self.target() / "build_info.json"]
+        return [str(path) for path in built]
 
     def target(self):
         return Path(self.build_lib) / "varemb"
 
     def copy_extensions_to_source(self):
         """Editable installs run the package from its sources: the libraries go beside them."""
-        for built in self.get_outputs():
-            shutil.copy2(built, ROOT / "varemb")
+        package = ROOT / "varemb"
+        built = [Path(path) for path in self.get_outputs()]
+        for stale in {path.name for path in package.glob("_C_*.so")} - {
+            path.name for path in built
+        }:
+            (package / stale).unlink()
+        for path in built:
+            # Replaced in one step: a process that runs the old library keeps it.
+            shutil.copy2(path, package / f"{path.name}.tmp")
+            os.replace(package / f"{path.name}.tmp", package / path.name)
 
 
 class StableWheel(bdist_wheel):
