@@ -20,7 +20,7 @@ ULPS = {torch.float32: 32.0, torch.float64: 32.0, torch.float16: 4.0, torch.bflo
 
 
 def runnable_backends(device: str = "cpu") -> list[str]:
-    """Backends that run on a device here, the reference last; "triton" on the CPU is interpreted."""
+    """Backends that run on a device here, the reference last; on the CPU Triton is interpreted."""
     return [backend for backend in BACKENDS if why_not(backend, device) is None]
 
 
