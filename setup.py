@@ -217,6 +217,8 @@ class BuildNative(build_ext):
     def build_extension(self, ext):
         target = self.target()
         target.mkdir(parents=True, exist_ok=True)
+        for old in target.glob("_C_*.so"):
+            old.unlink()
         if BUILD not in ("auto", "python", "cpu", "cuda"):
             raise RuntimeError(f"VAREMB_BUILD must be auto, python, cpu or cuda, got {BUILD!r}")
         cpu = attempt(build_cpu, cpu_missing(), target)

@@ -108,7 +108,7 @@ def _choose(backend: str | None, device: str) -> str:
     raise RuntimeError(f"no backend runs on {device} tensors")
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def choose(backend: str | None, device: str) -> str:
     """The backend to run: the one asked for, or the first of the list that can.
 
