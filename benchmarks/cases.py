@@ -107,21 +107,28 @@ class Case:
     """A spec with its dims and a source of fresh batches.
 
     Attributes:
+        device: where the batches and the peers' tables are.
         dims: dim of every row. [N], int64
     """
 
-    def __init__(self, spec: Spec) -> None:
-        self.spec = spec
+    def __init__(self, spec: Spec, device: torch.device | str = "cpu") -> None:
+        self.spec, self.device = spec, torch.device(device)
         generator = torch.Generator().manual_seed(spec.seed)
         ranked = ranked_dims(spec.dims, spec.rows, spec.width, generator)
         # Popular rows lie anywhere in the table, as they do where ids are not sorted by frequency.
-        self._row_of_rank = torch.randperm(spec.rows, generator=generator)  # [N]
+        row_of_rank = torch.randperm(spec.rows, generator=generator)  # [N]
         if not spec.popular_wide:
             ranked = ranked[torch.randperm(spec.rows, generator=generator)]
-        self.dims = torch.empty_like(ranked)
-        self.dims[self._row_of_rank] = ranked
-        self._random = np.random.default_rng(spec.seed)
-        self._cdf = np.cumsum(np.arange(1, spec.rows + 1, dtype=np.float64) ** -spec.zipf)
+        self._row_of_rank = row_of_rank.to(self.device)
+        self.dims = torch.empty_like(ranked, device=self.device)
+        self.dims[self._row_of_rank] = ranked.to(self.device)
+        self._random = torch.Generator(self.device).manual_seed(spec.seed)
+        ranks = torch.arange(1, spec.rows + 1, dtype=torch.float64, device=self.device)
+        self._cdf = (ranks**-spec.zipf).cumsum(0)  # [N]
+
+    def full(self, shape: tuple[int, ...], value: float) -> Tensor:
+        """A tensor of one value, in the case's dtype and on its device."""
+        return torch.full(shape, value, dtype=self.spec.dtype, device=self.device)
 
     @property
     def mean_dim(self) -> float:
@@ -131,11 +138,12 @@ class Case:
     def batches(self, count: int) -> list[Batch]:
         """``count`` batches of fresh indices, made outside of any timed region."""
         spec = self.spec
-        offsets = torch.arange(0, spec.lookups + 1, spec.pooling)  # [G + 1]
+        offsets = torch.arange(0, spec.lookups + 1, spec.pooling, device=self.device)  # [G + 1]
+        shape = {"dtype": torch.float64, "device": self.device, "generator": self._random}
         out = []
         for _ in range(count):
-            draws = self._random.random(spec.lookups) * self._cdf[-1]  # [L]
-            ranks = torch.from_numpy(np.searchsorted(self._cdf, draws, side="right"))
+            draws = torch.rand(spec.lookups, **shape) * self._cdf[-1]  # [L]
+            ranks = torch.searchsorted(self._cdf, draws, right=True)
             out.append(Batch(self._row_of_rank[ranks.clamp_(max=spec.rows - 1)], offsets))
         return out
 

@@ -221,4 +221,4 @@ def output_grad(case: Case) -> torch.Tensor:
     """A fixed gradient of a pooled output. [G, D]"""
     generator = torch.Generator().manual_seed(case.spec.seed + 1)
     grad = torch.randn(case.spec.bags, case.spec.width, generator=generator)
-    return grad.to(case.spec.dtype)
+    return grad.to(case.device, case.spec.dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -107,7 +108,7 @@ def torch_sparse_adam(params: Sequence[Tensor]) -> torch.optim.Optimizer:
 
 def _padded_weight(case: Case) -> nn.Parameter:
     spec = case.spec
-    return nn.Parameter(torch.full((spec.rows, spec.width), INITIAL_VALUE, dtype=spec.dtype))
+    return nn.Parameter(case.full((spec.rows, spec.width), INITIAL_VALUE))
 
 
 def padded_embedding(case: Case) -> Lookup:
@@ -137,7 +138,7 @@ def _sum_bag(weight: nn.Parameter) -> nn.EmbeddingBag:
 
 def _masked(case: Case) -> tuple[nn.Parameter, Tensor]:
     """Padded weight and its mask, int32 as CIESS has it: 1 for k < d[r], else 0. [N, D] each."""
-    columns = torch.arange(case.spec.width)
+    columns = torch.arange(case.spec.width, device=case.device)
     mask = (columns < case.dims[:, None]).to(torch.int32)  # [N, D]
     return _padded_weight(case), mask
 
@@ -178,12 +179,14 @@ class SizeClasses:
 
     def __init__(self, case: Case, multiple: int) -> None:
         rounded = (case.dims + multiple - 1) // multiple * multiple  # [N]
-        self.sizes: list[int] = sorted(set(rounded.tolist()), reverse=True)
+        self.sizes: list[int] = rounded.unique().flip(0).tolist()
         self.rows = [(rounded == size).nonzero().squeeze(1) for size in self.sizes]
         counts = torch.tensor([0] + [rows.numel() for rows in self.rows])
-        self.starts = counts.cumsum(0)
-        self.remap = torch.empty(case.spec.rows, dtype=torch.int32)
-        self.remap[torch.cat(self.rows)] = torch.arange(case.spec.rows, dtype=torch.int32)
+        self._bounds: list[int] = counts.cumsum(0).tolist()
+        self.starts = torch.tensor(self._bounds, device=case.device)
+        self.remap = torch.empty(case.spec.rows, dtype=torch.int32, device=case.device)
+        places = torch.arange(case.spec.rows, dtype=torch.int32, device=case.device)
+        self.remap[torch.cat(self.rows)] = places
         self.bags = case.spec.bags
 
     def positions(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
@@ -191,14 +194,15 @@ class SizeClasses:
         places = self.remap.index_select(0, batch.indices)  # [L]
         return places, [
             ((places >= start) & (places < stop)).nonzero().squeeze(1)
-            for start, stop in zip(self.starts[:-1].tolist(), self.starts[1:].tolist(), strict=True)
+            for start, stop in itertools.pairwise(self._bounds)
         ]
 
     def sort(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Lookups in (class, bag) order by one stable sort: slots [L] and offsets [C * G + 1]."""
         places = self.remap.index_select(0, batch.indices).long()  # [L]
         classes = torch.bucketize(places, self.starts[1:-1], right=True)  # [L]
-        bags = torch.repeat_interleave(torch.arange(self.bags), batch.offsets.diff())  # [L]
+        numbers = torch.arange(self.bags, device=places.device)
+        bags = torch.repeat_interleave(numbers, batch.offsets.diff(), output_size=places.numel())
         keys, order = torch.sort(classes * self.bags + bags, stable=True)
         counts = torch.bincount(keys, minlength=len(self.sizes) * self.bags)  # [C * G]
         slots = (places - self.starts[classes]).index_select(0, order)
@@ -226,14 +230,14 @@ class FoldSum(torch.autograd.Function):
 
 def _class_weights(classes: SizeClasses, case: Case) -> list[nn.Parameter]:
     return [
-        nn.Parameter(torch.full((rows.numel(), size), INITIAL_VALUE, dtype=case.spec.dtype))
+        nn.Parameter(case.full((rows.numel(), size), INITIAL_VALUE))
         for rows, size in zip(classes.rows, classes.sizes, strict=True)
     ]
 
 
-def class_embeddings(case: Case) -> Lookup:
+def class_embeddings(case: Case, multiple: int = 1) -> Lookup:
     """One nn.Embedding per size class; each class's rows are copied into the padded block."""
-    classes = SizeClasses(case, multiple=1)
+    classes = SizeClasses(case, multiple)
     weights = _class_weights(classes, case)
     starts = classes.starts.tolist()
 
@@ -249,9 +253,9 @@ def class_embeddings(case: Case) -> Lookup:
     return Lookup(call, lambda: [*weights, classes.remap], tuple(weights))
 
 
-def class_bags(case: Case) -> Lookup:
+def class_bags(case: Case, multiple: int = 1) -> Lookup:
     """One nn.EmbeddingBag per size class, fed by the remap and a stable sort, outputs added up."""
-    classes = SizeClasses(case, multiple=1)
+    classes = SizeClasses(case, multiple)
     modules = [_sum_bag(weight) for weight in _class_weights(classes, case)]
     bags = case.spec.bags
 
