@@ -215,3 +215,87 @@ def test_float16_and_bfloat16_rows_keep_float32_state():
         optimizer.step()
         assert optimizer.state[table.weight]["exp_avg"].dtype == torch.float32
         assert table.weight.dtype == dtype and not table.weight.isnan().any()
+
+
+@pytest.mark.parametrize("backend", runnable_backends())
+@pytest.mark.parametrize("fused", [True, False])
+def test_stochastic_rounding_keeps_steps_that_bfloat16_loses(backend, fused):
+    """Numbers at 1 in bfloat16 stand 2^-8 apart below it; 8 steps of 2^-12 move half of that."""
+    means = []
+    for is_random in (False, True):
+        table = VarEmbedding(64, 64, dims=64, dtype=torch.bfloat16, sparse=True, backend=backend)
+        with torch.no_grad():
+            table.weight.fill_(1.0)
+        optimizer = optim.SGD(
+            table.parameters(), lr=2**-12, fused=fused, stochastic_rounding=is_random, seed=5
+        )
+        for _ in range(8):
+            optimizer.zero_grad()
+            table(torch.arange(64)).sum().backward()
+            optimizer.step()
+        means.append(1 - table.weight.double().mean().item())
+    assert means[0] == 0
+    gap, chance = 2**-8, 2**-4
+    sigma = gap * (8 * chance * (1 - chance) / 64**2) ** 0.5
+    assert means[1] == pytest.approx(8 * 2**-12, abs=5 * sigma)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("fused", [True, False])
+def test_stochastic_rounding_resumes_bit_for_bit(name, fused):
+    cls, options = OPTIMIZERS[name]
+
+    def fresh(seed=7, stochastic_rounding=True):
+        torch.manual_seed(0)
+        table = VarEmbedding(60, 9, dims=DIMS, dtype=torch.bfloat16, sparse=True)
+        rounding = {"stochastic_rounding": stochastic_rounding, "seed": seed}
+        return table, cls(table.parameters(), **options, **rounding, fused=fused)
+
+    table, optimizer = fresh()
+    train(table, optimizer, seed=1)
+    saved = copy.deepcopy((table.state_dict(), optimizer.state_dict()))
+    assert optimizer.state_dict()["state"][0]["rounding"].tolist() == [7, 6]
+    expected = train(table, optimizer, seed=2)
+    for seed in (7, 8):  # the saved seed holds
+        table, optimizer = fresh(seed)
+        table.load_state_dict(saved[0])
+        optimizer.load_state_dict(saved[1])
+        assert torch.equal(train(table, optimizer, seed=2), expected)
+    _, plain = fresh(stochastic_rounding=False)
+    with pytest.raises(ValueError, match=r"saved state of parameter 0 has step, .*rounding"):
+        plain.load_state_dict(saved[1])
+
+
+def test_tables_seeds_and_steps_round_differently():
+    def moved(seed):
+        tables = [VarEmbedding(60, 9, dims=9, dtype=torch.float16) for _ in range(2)]
+        optimizer = optim.SGD(
+            [table.weight for table in tables], lr=2**-12, stochastic_rounding=True, seed=seed
+        )
+        steps = []
+        for _ in range(2):
+            for table in tables:
+                with torch.no_grad():
+                    table.weight.fill_(1.0)
+                table(torch.arange(60)).sum().backward()
+                steps.append(table.to_dense())
+            optimizer.step()
+        return steps
+
+    first = moved(0)
+    assert all(torch.equal(a, b) for a, b in zip(first, moved(0), strict=True))
+    draws = [*first, moved(1)[0]]
+    for i, draw in enumerate(draws):
+        assert all(not torch.equal(draw, other) for other in draws[:i])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_stochastic_rounding_refuses_rows_of_more_than_16_bits(name):
+    cls, options = OPTIMIZERS[name]
+    for dtype, shown in ((torch.float32, "float32"), (torch.float64, "float64")):
+        table = VarEmbedding(60, 9, dims=DIMS, dtype=dtype)
+        with pytest.raises(ValueError, match=f"{cls.__name__}: stochastic_rounding.*{shown}"):
+            cls(table.parameters(), **options, stochastic_rounding=True)
+    table = VarEmbedding(60, 9, dims=DIMS, dtype=torch.float16)
+    with pytest.raises(ValueError, match=r"seed must be in \[0, 2\^32\), got -1"):
+        cls(table.parameters(), **options, stochastic_rounding=True, seed=-1)

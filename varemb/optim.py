@@ -5,6 +5,11 @@ They are lazy: a row that a batch did not look up does not move, and its moments
 `fused=True` (default) applies the update inside backward and never stores a gradient: two lookups
 of a table in one step are then applied one after the other, and gradient clipping or a `GradScaler`
 has nothing to work on. `fused=False` reads the sparse gradient of tables built with `sparse=True`.
+
+`stochastic_rounding=True` rounds new numbers of float16 and bfloat16 rows up or down at random, the
+chance by distance: the mean is exact, so that steps smaller than a row's precision are not lost.
+The same seed gives the same numbers on every device, with any number of threads; the lookups of a
+table in one step share their random numbers.
 """
 
 from __future__ import annotations
@@ -46,20 +51,34 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
         params: weights of VarEmbedding and VarEmbeddingBag, or groups of them.
         defaults: hyperparameters.
         fused: apply the update inside backward.
+        stochastic_rounding: round new numbers at random; rows must be float16 or bfloat16.
+        seed: of stochastic rounding, below 2^32; each table draws numbers of its own.
+        fill: what the state begins with.
 
     Raises:
         TypeError: a parameter is not the weight of a table.
-        ValueError: a hyperparameter is out of range; a table already has a fused optimizer.
+        ValueError: a hyperparameter is out of range; a table already has a fused optimizer; rows
+            have too many bits for stochastic rounding.
     """
 
     algorithm: ClassVar[str]
     state_names: ClassVar[tuple[str, ...]]
 
     def __init__(
-        self, params: Iterable[Any], defaults: dict[str, Any], fused: bool, fill: float = 0.0
+        self,
+        params: Iterable[Any],
+        defaults: dict[str, Any],
+        *,
+        fused: bool,
+        stochastic_rounding: bool,
+        seed: int,
+        fill: float = 0.0,
     ) -> None:
         self._check(defaults)
+        if not 0 <= seed < 2**32:
+            raise ValueError(f"{type(self).__name__}: seed must be in [0, 2^32), got {seed}")
         self._fused, self._fill = fused, fill
+        self._seed = seed if stochastic_rounding else None
         self._tables: dict[Tensor, Storage] = {}
         self._hypers: dict[Tensor, Tensor] = {}
         super().__init__(params, defaults)
@@ -96,11 +115,14 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
             )
         if storage.fused is not None:
             raise ValueError(f"{name}: the table of parameter {position} has a fused optimizer")
+        rounding = self._make_rounding(position, weight)
         hyper = torch.zeros(_STEP + 1, dtype=torch.float64, device=weight.device)
         hyper[_STEP] = 1
         self._tables[weight], self._hypers[weight] = storage, hyper
         state = self.state[weight]
         state["step"] = hyper[_STEP]  # the number of the coming step
+        if rounding is not None:
+            state["rounding"] = rounding
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         for state_name in self.state_names:
             size = self._state_size(storage)
@@ -109,7 +131,20 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
         if self._fused:
             anchor = torch.zeros(0, device=weight.device, requires_grad=True)
             first, second = self._buffers(weight)
-            storage.attach(Fused(anchor, first, second, hyper, None, ALGORITHMS[self.algorithm]))
+            algorithm = ALGORITHMS[self.algorithm]
+            storage.attach(Fused(anchor, first, second, hyper, rounding, algorithm))
+
+    def _make_rounding(self, position: int, weight: Tensor) -> Tensor | None:  # [2]
+        """Seed and offset of a table's random numbers; the table's number is the seed's upper half,
+        so that two tables do not round alike."""
+        if self._seed is None:
+            return None
+        if weight.dtype not in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"{type(self).__name__}: stochastic_rounding needs rows of float16 or bfloat16, "
+                f"parameter {position} has {str(weight.dtype).removeprefix('torch.')}"
+            )
+        return torch.tensor([self._seed | len(self._tables) << 32, 0], device=weight.device)
 
     def _state_size(self, storage: Storage) -> int:
         return storage.weight.numel()
@@ -137,12 +172,14 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
                     weight,
                     *self._buffers(weight),
                     self._hypers[weight],
-                    None,
+                    self.state[weight].get("rounding"),
                     storage.rows,
                     weight.grad,
                     algorithm=ALGORITHMS[self.algorithm],
                 )
             self.state[weight]["step"].add_(1)
+            if self._seed is not None:
+                self.state[weight]["rounding"][1].add_(1)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -160,20 +197,28 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
             for key, weight in zip(there["params"], here["params"], strict=True)
         ]
         for key, weight in pairs:
-            for name in ("step", *self.state_names):
-                theirs, ours = state_dict["state"][key][name], self.state[weight][name]
-                if theirs.shape != ours.shape:
-                    raise ValueError(
-                        f"{type(self).__name__}: saved {name} of parameter {key} has shape "
-                        f"{list(theirs.shape)}, this table needs {list(ours.shape)}"
-                    )
+            self._check_saved(key, state_dict["state"][key], self.state[weight])
         for key, weight in pairs:
-            for name in ("step", *self.state_names):
-                self.state[weight][name].copy_(state_dict["state"][key][name])
+            for name, ours in self.state[weight].items():
+                ours.copy_(state_dict["state"][key][name])
         for there, here in zip(saved, self.param_groups, strict=True):
             for key, value in there.items():
                 if key != "params":
                     here[key] = value
+
+    def _check_saved(self, key: int, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+        name = type(self).__name__
+        if saved.keys() != own.keys():
+            raise ValueError(
+                f"{name}: saved state of parameter {key} has {', '.join(saved)}, "
+                f"this optimizer needs {', '.join(own)}"
+            )
+        for part, ours in own.items():
+            if saved[part].shape != ours.shape:
+                raise ValueError(
+                    f"{name}: saved {part} of parameter {key} has shape "
+                    f"{list(saved[part].shape)}, this table needs {list(ours.shape)}"
+                )
 
 
 class SGD(TableOptimizer):
@@ -183,6 +228,7 @@ class SGD(TableOptimizer):
         params: weights of tables.
         lr, weight_decay: as in torch.optim.SGD.
         fused: apply the update inside backward.
+        stochastic_rounding, seed: round new numbers of 16-bit rows at random.
     """
 
     algorithm = "sgd"
@@ -195,8 +241,13 @@ class SGD(TableOptimizer):
         weight_decay: float = 0.0,
         *,
         fused: bool = True,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, fused)
+        defaults = {"lr": lr, "weight_decay": weight_decay}
+        super().__init__(
+            params, defaults, fused=fused, stochastic_rounding=stochastic_rounding, seed=seed
+        )
 
 
 class Adagrad(TableOptimizer):
@@ -206,6 +257,7 @@ class Adagrad(TableOptimizer):
         params: weights of tables.
         lr, weight_decay, initial_accumulator_value, eps: as in torch.optim.Adagrad.
         fused: apply the update inside backward.
+        stochastic_rounding, seed: round new numbers of 16-bit rows at random.
     """
 
     algorithm = "adagrad"
@@ -220,9 +272,18 @@ class Adagrad(TableOptimizer):
         eps: float = 1e-10,
         *,
         fused: bool = True,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
     ) -> None:
         defaults = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
-        super().__init__(params, defaults, fused, initial_accumulator_value)
+        super().__init__(
+            params,
+            defaults,
+            fused=fused,
+            stochastic_rounding=stochastic_rounding,
+            seed=seed,
+            fill=initial_accumulator_value,
+        )
 
 
 class RowWiseAdagrad(TableOptimizer):
@@ -233,6 +294,7 @@ class RowWiseAdagrad(TableOptimizer):
         params: weights of tables.
         lr, weight_decay, eps: as in torch.optim.Adagrad.
         fused: apply the update inside backward.
+        stochastic_rounding, seed: round new numbers of 16-bit rows at random.
     """
 
     algorithm = "row_wise_adagrad"
@@ -246,8 +308,13 @@ class RowWiseAdagrad(TableOptimizer):
         eps: float = 1e-10,
         *,
         fused: bool = True,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "eps": eps}, fused)
+        defaults = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
+        super().__init__(
+            params, defaults, fused=fused, stochastic_rounding=stochastic_rounding, seed=seed
+        )
 
     def _state_size(self, storage: Storage) -> int:
         return storage.rows.num_rows
@@ -263,6 +330,7 @@ class Adam(TableOptimizer):
         params: weights of tables.
         lr, betas, eps, weight_decay: as in torch.optim.Adam.
         fused: apply the update inside backward.
+        stochastic_rounding, seed: round new numbers of 16-bit rows at random.
     """
 
     algorithm = "adam"
@@ -277,6 +345,10 @@ class Adam(TableOptimizer):
         weight_decay: float = 0.0,
         *,
         fused: bool = True,
+        stochastic_rounding: bool = False,
+        seed: int = 0,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, defaults, fused)
+        super().__init__(
+            params, defaults, fused=fused, stochastic_rounding=stochastic_rounding, seed=seed
+        )
