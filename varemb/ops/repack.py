@@ -14,6 +14,8 @@ from varemb.rows import Rows
 
 # Moves take 32 bytes a row and what they are made from less than 96: a plan stays below 64 MiB.
 _BLOCKS_AT_A_TIME = (64 << 20) // (128 * ROWS_PER_BLOCK)
+# Numbers move as bits, so that kernels meet four dtypes.
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def repack(
@@ -39,7 +41,7 @@ def repack(
 
     Raises:
         ValueError: the layouts have other numbers of rows, or a tensor is not flat with E numbers
-            or not on the device of both layouts.
+            of 1, 2, 4 or 8 bytes on the device of both layouts.
         RuntimeError: the backend asked for cannot run here.
 
     Deterministic: yes, bit for bit.
@@ -62,6 +64,10 @@ def repack(
                 f"repack: tensors must be flat with {rows.numbers} numbers, "
                 f"got shape {list(tensor.shape)}"
             )
+        if tensor.element_size() not in _BITS:
+            raise ValueError(
+                f"repack: tensors must have numbers of 1, 2, 4 or 8 bytes, got {tensor.dtype}"
+            )
         devices = (tensor.device, rows.index.device, new_rows.index.device)
         if len(set(devices)) > 1:
             raise ValueError(
@@ -71,10 +77,11 @@ def repack(
     sources = [tensor.detach().contiguous() for tensor in tensors]
     moved = [tensor.new_empty(new_rows.numbers) for tensor in sources]
     ops = namespace(choose(backend, rows.index.device.type))
+    bits = [tensor.view(_BITS[tensor.element_size()]) for tensor in (*moved, *sources)]
     for first in range(0, rows.index.shape[0], _BLOCKS_AT_A_TIME):
         part = slice(first, first + _BLOCKS_AT_A_TIME)
         moves = _moves(rows, new_rows, part)
-        for out, source in zip(moved, sources, strict=True):
+        for out, source in zip(bits[: len(moved)], bits[len(moved) :], strict=True):
             ops.repack_(out, source, moves)
     return moved
 
