@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../checks.h"
+#include "bags.cuh"
 #include "device.cuh"
 
 #if defined(VAREMB_EMULATOR)
@@ -96,6 +97,26 @@ struct Device {
           temporary, bytes, keys, sorted_keys, positions, sorted_positions, count, 0, bits, stream);
     });
   }
+
+  // The inputs whose flag is set, in their order, and how many they are.
+  void select(
+      const int32_t* inputs,
+      const uint8_t* flags,
+      int32_t* selected,
+      int32_t* number,
+      int64_t count) const {
+    with_temporary([&](void* temporary, size_t& bytes) {
+      return cub::DeviceSelect::Flagged(
+          temporary, bytes, inputs, flags, selected, number, count, stream);
+    });
+  }
+
+  // sums[i] = terms[0] + ... + terms[i - 1]
+  void sum_before(const int64_t* terms, int64_t* sums, int64_t count) const {
+    with_temporary([&](void* temporary, size_t& bytes) {
+      return cub::DeviceScan::ExclusiveSum(temporary, bytes, terms, sums, count, stream);
+    });
+  }
 };
 
 template <typename T>
@@ -171,6 +192,25 @@ inline Table table_of(
   const PackedRows rows{
       data<uint8_t>(index), num_rows, static_cast<int32_t>(width), static_cast<int32_t>(granule)};
   return {rows, numbers};
+}
+
+inline Pool pool_of(const char* op, int64_t mode) {
+  check(mode >= 0 && mode <= 2, op, ": mode must be 0 (sum), 1 (mean) or 2 (max), got ", mode);
+  return static_cast<Pool>(mode);
+}
+
+// The offsets themselves are checked where kernels read them.
+inline Bags bags_of(
+    const char* op,
+    const Tensor& offsets,
+    int64_t lookups,
+    bool include_last_offset) {
+  const Integers numbers = integers(op, "offsets", offsets);
+  const int64_t count = offsets.size(0);
+  check(!include_last_offset || count > 0, op, ": include_last_offset needs at least one offset");
+  const int64_t bags = count - (include_last_offset ? 1 : 0);
+  check(bags > 0 || lookups == 0, op, ": ", lookups, " indices need at least one bag");
+  return {numbers, bags, lookups, include_last_offset};
 }
 
 }  // namespace
