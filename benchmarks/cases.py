@@ -223,3 +223,17 @@ def bytes_per_distinct_row(
     if optimizer is None:
         return forward
     return forward + out + index + 2 * (numbers * item + state_bytes(optimizer, distinct, numbers))
+
+
+def coalesce_bytes(spec: Spec, facts: Facts, *, layout: str) -> tuple[float, float]:
+    """Bytes of adding up repeated rows' gradients: by lookup, then those that memory must move.
+
+    By lookup: the kept numbers of every gradient read, the sums written. Must move: these once, the
+    int64 indices, and the places of the sums, 8 bytes a number jagged and a row padded.
+    """
+    is_jagged = layout == "jagged"
+    read = spec.lookups * (facts.access_dim if is_jagged else spec.width) * spec.dtype.itemsize
+    numbers = facts.distinct_rows * (facts.distinct_dim if is_jagged else spec.width)
+    written = numbers * spec.dtype.itemsize
+    places = 8 * (numbers if is_jagged else facts.distinct_rows)
+    return read + written, read + written + spec.lookups * 8 + places

@@ -119,7 +119,8 @@ def tests_pass(op: str) -> bool:
 def describe_environment() -> dict[str, Any]:
     """Device, versions and commit that every result carries."""
     commit = _output("git", "rev-parse", "HEAD") or "not a git checkout"
-    is_dirty = bool(_output("git", "status", "--porcelain"))
+    # Results that a run has just written change nothing of what it ran.
+    changed = _output("git", "status", "--porcelain", "--", ".", ":!benchmarks/results")
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -134,7 +135,7 @@ def describe_environment() -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "versions": versions,
-        "commit": commit + (" with changes" if is_dirty else ""),
+        "commit": commit + (" with changes" if changed else ""),
     }
 
 

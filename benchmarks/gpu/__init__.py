@@ -1,0 +1,1 @@
+"""`python -m benchmarks.gpu`: checks and measures everything that runs on a GPU."""
