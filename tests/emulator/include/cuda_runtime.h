@@ -70,6 +70,9 @@ cudaError_t cudaLaunchKernelEx(
 }
 
 inline void __syncthreads() { emulator::wait_for_block(); }
+inline void __syncwarp(unsigned mask) {
+  emulator::exchange(mask, 0, static_cast<int>(threadIdx.x % 32));
+}
 
 // Every lane of the mask gives a number and takes the one of another lane.
 template <typename T>
