@@ -19,6 +19,16 @@ def test_rows_stand_one_after_another(rows, kind):
     assert storage.numbers == int(dims.sum()) == storage.weight.numel()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_the_index_made_in_parts_is_the_index_made_at_once(dtype, monkeypatch):
+    dims = torch.randint(0, 256, (1000,)).to(dtype)
+    whole = PackedStorage(dims, 300)  # in granules of 2
+    monkeypatch.setattr("varemb.storage.packed._BLOCKS_AT_A_TIME", 5)
+    parts = PackedStorage(dims, 300)
+    assert torch.equal(parts.index, whole.index) and parts.numbers == whole.numbers
+    assert whole.numbers == int(((dims.long() + 1) // 2 * 2).sum())
+
+
 def test_index_takes_1_34_bytes_a_row():
     storage = PackedStorage(torch.full((240_000,), 3), 64)
     assert storage.index_nbytes() == 32 * 10_000
