@@ -198,12 +198,17 @@ def _add_config(
         kind = _whole_numbers if isinstance(default, tuple) else type(default)
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         text = field.metadata.get("help") or _HELP.get(field.name, "")
+        if kind is bool:
+            group.add_argument(
+                name, dest=name, action=argparse.BooleanOptionalAction, default=default, help=text
+            )
+            continue
         group.add_argument(
             name,
             dest=name,
             type=kind,
             default=default,
-            metavar="X" if kind is float else "N",
+            metavar={float: "X", str: "NAME"}.get(kind, "N"),
             help=f"{text} (default {shown})".strip(),
         )
 

@@ -20,18 +20,26 @@ from torch import nn
 
 from varemb.data import PLANTED_DIMS, ClickData, load_ml1m, planted_clicks
 from varemb.files import save_json, save_jsonl
-from varemb.models import WideDeep
+from varemb.models import FM, IPNN, NFM, AutoInt, DeepFM, WideDeep
 from varemb.plan import SizePlan
 from varemb.report import format_results, format_table, method_name, total_bytes
 from varemb.runs import CHECKPOINT, HISTORY, METRICS, PLAN, load_run, open_run
-from varemb.search import AutoDim, AutoDimConfig, MakeModel, TrainConfig, train_plan
+from varemb.search import VARIANTS, AutoDim, AutoDimConfig, MakeModel, TrainConfig, train_plan
 
 Result = dict[str, Any]
 Say = Callable[[str], None]
 
 # Readers of data sets by the value of --data; each takes the folder of --data-dir.
 DATA: dict[str, Callable[[Path], ClickData]] = {"ml-1m": load_ml1m}
-MODELS: dict[str, Callable[[tuple[int, ...], int, nn.Module], nn.Module]] = {"wide-deep": WideDeep}
+# Recommenders by the value of --model; each takes the fields' rows, the width and the table.
+MODELS: dict[str, Callable[[tuple[int, ...], int, nn.Module], nn.Module]] = {
+    "fm": FM,
+    "wide-deep": WideDeep,
+    "deepfm": DeepFM,
+    "nfm": NFM,
+    "ipnn": IPNN,
+    "autoint": AutoInt,
+}
 
 # Small enough for a minute on two cores, large enough to tell the fields apart. The price lambda_
 # keeps a field from taking numbers that bring it nothing.
@@ -165,7 +173,8 @@ def _search(
         say(format_table(["field", "dim found", "planted"], rows) + "\n")
     history = list(found.history)
     _keep(place, found.plan, history)
-    autodim = _train(task, place, "autodim", found.plan, "linear", history)
+    unify = VARIANTS[config.variant][1]
+    autodim = _train(task, place, autodim_name(config), found.plan, unify, history)
     seconds = {"search_seconds": found.seconds, "train_seconds": autodim["seconds"]}
     autodim |= {**seconds, "seconds": sum(seconds.values())}
     if planted:
@@ -208,6 +217,12 @@ def run_train(
         result = _train(task, place, "plan", plan, unify, history)
         _keep(place, plan, history)
         return _finish(place, [result], say)
+
+
+def autodim_name(config: AutoDimConfig) -> str:
+    """What results call AutoDim with these settings: autodim is the paper's AD-2."""
+    name = "autodim-s" if config.joint else "autodim"
+    return name if config.variant == "ad-2" else f"{name}-{config.variant}"
 
 
 def check_plan(plan: SizePlan, task: Task) -> None:

@@ -2,95 +2,12 @@ import dataclasses
 
 import pytest
 import torch
-from torch import nn
-from torch.nn import functional as F
 
 from varemb import SizePlan
 from varemb.data import planted_clicks
 from varemb.models import WideDeep
 from varemb.search import AutoDim, AutoDimConfig, autodim
-from varemb.search.autodim import Supernet, gumbel_softmax, temperature
-
-CARDINALITIES, CANDIDATES, WIDTH = (7, 4), (1, 2, 4), 4
-# float32 sums in another order
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
-
-
-def make_supernet():
-    torch.manual_seed(0)
-    supernet = Supernet(CARDINALITIES, CANDIDATES, init_std=1.0)
-    supernet.p = torch.softmax(torch.randn(2, 3), 1)
-    return supernet
-
-
-def make_ids(rows=50):
-    generator = torch.Generator().manual_seed(1)
-    return torch.stack([torch.randint(c, (rows,), generator=generator) for c in CARDINALITIES], 1)
-
-
-def naive_forward(supernet, ids, norms):
-    """Eq. 1, 2 and 7 word by word: a lookup, a product and a batch normalisation per candidate."""
-    dense, fields = supernet.table.weight.view(-1, WIDTH), []
-    for m, start in enumerate((0, CARDINALITIES[0])):
-        vector = 0
-        for n, dim in enumerate(CANDIDATES):
-            e = F.embedding(ids[:, m] + start, dense)[:, :dim]
-            z = e @ supernet.weight[m, :dim, n]
-            vector = vector + supernet.p[m, n] * norms[m][n](z)
-        fields.append(vector)
-    return torch.stack(fields, 1)
-
-
-def make_norms():
-    return [[nn.BatchNorm1d(WIDTH, affine=False) for _ in CANDIDATES] for _ in CARDINALITIES]
-
-
-def test_supernet_equals_a_lookup_per_candidate():
-    supernet, norms, ids = make_supernet(), make_norms(), make_ids()
-    torch.testing.assert_close(supernet(ids), naive_forward(supernet, ids, norms), **TOLERANCE)
-
-
-def test_supernet_evaluates_with_running_statistics():
-    supernet, norms = make_supernet(), make_norms()
-    for seed in range(3):
-        torch.manual_seed(seed)
-        ids = make_ids()[torch.randperm(50)[:20]]
-        supernet(ids)
-        naive_forward(supernet, ids, norms)
-    supernet.eval()
-    for row in norms:
-        for norm in row:
-            norm.eval()
-    ids = make_ids(5)
-    torch.testing.assert_close(supernet(ids), naive_forward(supernet, ids, norms), **TOLERANCE)
-
-
-def test_supernet_gradients_equal_those_of_a_lookup_per_candidate():
-    found, ids = [], make_ids()
-    for forward in (lambda net: net(ids), lambda net: naive_forward(net, ids, make_norms())):
-        supernet = make_supernet()
-        supernet.p.requires_grad_()
-        torch.manual_seed(2)
-        (forward(supernet) * torch.randn(50, 2, WIDTH)).sum().backward()
-        found.append([supernet.table.weight.grad, supernet.weight.grad, supernet.p.grad])
-    for ours, naive in zip(*found, strict=True):
-        torch.testing.assert_close(ours, naive, rtol=1e-3, atol=1e-4)
-
-
-def test_supernet_looks_the_table_up_once(monkeypatch):
-    supernet, calls = make_supernet(), []
-    forward = supernet.table.forward
-    monkeypatch.setattr(supernet.table, "forward", lambda ids: calls.append(1) or forward(ids))
-    supernet(make_ids())
-    assert len(calls) == 1
-
-
-def test_a_field_that_is_constant_in_the_batch_gives_finite_numbers():
-    supernet, ids = make_supernet(), make_ids()
-    ids[:, 1] = 2
-    out = supernet(ids)
-    assert out.isfinite().all()
-    torch.testing.assert_close(out[:, 1], torch.zeros(50, WIDTH), rtol=0, atol=1e-3)
+from varemb.search.autodim import gumbel_softmax, temperature
 
 
 def test_temperature_reaches_its_floor_at_step_19800():
@@ -233,6 +150,69 @@ def test_a_price_on_numbers_narrows_the_plan():
     parts = make_parts(4000)
     dear = search(dataclasses.replace(quick(), lambda_=100.0), parts)
     assert all((dear.plan[name] == 2).all() for name in dear.plan)
+    by_numbers = search(dataclasses.replace(quick(), lambda_=0.0, lambda_numbers=100.0), parts)
+    assert all((by_numbers.plan[name] == 2).all() for name in by_numbers.plan)
+
+
+def test_a_price_on_numbers_is_paid_by_the_rows():
+    train, valid, _ = make_parts(2000)
+    train = dataclasses.replace(train, cardinalities=(100, 300, 600))
+    run = autodim._Run(
+        dataclasses.replace(quick(), lambda_=0.0, lambda_numbers=1.0), make_model, train, valid
+    )
+    width = quick().candidates[-1]
+    torch.testing.assert_close(run.prices * width, torch.tensor([0.1, 0.3, 0.6]))
+    run.supernet.p = torch.zeros(3, 2)
+    run.supernet.p[:, 1] = 1  # the whole width everywhere costs the whole price
+    torch.testing.assert_close(run.cost(), torch.tensor(1.0))
+
+
+def test_jointly_theta_learns_from_training_batches_alone(monkeypatch):
+    parts = make_parts()
+    run, seen = watched_run(monkeypatch, dataclasses.replace(quick(), joint=True), parts)
+    run.run_epoch(1, progress=False)
+    assert torch.equal(run.theta, torch.zeros(3, 2))  # warm-up
+    seen.clear()
+    run.run_epoch(2, progress=False)
+    assert {name for name, *_ in seen} == {"weights"}  # no step with validation rows
+    assert not torch.equal(run.theta, torch.zeros(3, 2))
+    flipped = dataclasses.replace(parts[1], labels=1 - parts[1].labels)
+    other = autodim._Run(dataclasses.replace(quick(), joint=True), make_model, parts[0], flipped)
+    for epoch in (1, 2):
+        other.run_epoch(epoch, progress=False)
+    assert torch.equal(run.theta, other.theta)
+
+
+def test_jointly_theta_has_the_gradient_of_loss_and_price():
+    train, valid, _ = make_parts(2000)
+    config = dataclasses.replace(quick(), joint=True, warmup_epochs=0, batch_size=1600)
+    run = autodim._Run(config, make_model, train, valid)
+    run.run_epoch(1, progress=False)  # one batch: the gradient is still there
+    priced = run.theta.grad.clone()
+    free = autodim._Run(dataclasses.replace(config, lambda_=0.0), make_model, train, valid)
+    free.run_epoch(1, progress=False)
+    theta = torch.zeros(3, 2, requires_grad=True)
+    generator = torch.Generator().manual_seed(config.seed)
+    generator.set_state(autodim._Run(config, make_model, train, valid).generator.get_state())
+    torch.testing.assert_close(priced - free.theta.grad, expected_price(run, theta, generator))
+
+
+def expected_price(run, theta, generator):
+    """The gradient of the price at the start, with the noise of the first step."""
+    rows = len(run.train.labels)
+    torch.randperm(rows, generator=generator)
+    torch.randint(2**62, (), generator=generator)
+    p = gumbel_softmax(theta, temperature(0, run.slope, run.config.tau_floor), generator)
+    (gradient,) = torch.autograd.grad(run.prices @ (p @ run.candidates), theta)
+    return gradient
+
+
+@pytest.mark.parametrize("variant", ["ad-1", "ad-3", "ad-4"])
+def test_every_variant_searches_and_resumes(tmp_path, variant):
+    config, parts = dataclasses.replace(quick(), variant=variant), make_parts(3000)
+    found = search(config, parts, checkpoint_dir=tmp_path)
+    again = search(config, parts, checkpoint_dir=tmp_path, resume=True)
+    assert found.plan == again.plan and found.history == again.history
 
 
 def test_the_same_seed_gives_the_same_search():
@@ -308,6 +288,7 @@ def test_a_loss_that_is_not_finite_is_refused():
         ({"candidates": (0, 2)}, "candidates must be positive and increasing"),
         ({"f": 0}, "f must be at least 1, got 0"),
         ({"search_epochs": 0}, "search_epochs must be at least 1, got 0"),
+        ({"variant": "ad-5"}, "variant must be ad-1, ad-2, ad-3, ad-4, got 'ad-5'"),
         ({"tau_floor": 0.0}, r"tau_floor must be in \(0, 1\], got 0.0"),
     ],
 )

@@ -20,12 +20,19 @@ HEAD = (
     "seconds",
 )
 
-_NAMES = {"autodim": "AutoDim", "fde": "FDE", "plan": "plan"}
+_NAMES = {"autodim": "AutoDim", "autodim-s": "AutoDim-s", "fde": "FDE", "plan": "plan"}
 
 
 def method_name(method: str) -> str:
-    """How a method is written for people."""
-    return _NAMES.get(method, method)
+    """How a method is written for people.
+
+    Example:
+        >>> method_name("autodim-s"), method_name("autodim-ad-1")
+        ('AutoDim-s', 'AutoDim AD-1')
+    """
+    name, _, variant = method.partition("-ad-")
+    shown = _NAMES.get(name, name)
+    return f"{shown} AD-{variant}" if variant else shown
 
 
 def format_bytes(count: float) -> str:

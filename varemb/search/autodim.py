@@ -1,44 +1,42 @@
 """AutoDim: one dim per field, found with a weight-sharing supernet and Gumbel-softmax.
 
 X. Zhao et al., *AutoDim: Field-aware Embedding Dimension Search in Recommender Systems*, WWW 2021
-(arXiv 2006.14827). This is the paper's AD-2: shared table, linear unification. For a batch, field m
-and candidate n with d_n numbers:
+(arXiv 2006.14827). Field m is the weighted sum x_m = sum_n p_mn zhat_mn of its candidates (Eq. 1-4
+and 7: `search/supernet.py`), with
 
-    z_mn = X'_m[:, :d_n] W_mn                                   Eq. 1
-    zhat_mn = (z_mn - mean(z_mn)) / sqrt(var(z_mn) + eps)       Eq. 2, over the batch, per channel
     p_m = softmax((log alpha_m + g_m) / tau),  alpha_m = softmax(theta_m),  g ~ Gumbel    Eq. 5, 6
-    x_m = sum_n p_mn zhat_mn                                    Eq. 7
 
 Warm-up with p = 1/N; then one step on theta with a validation batch, f steps on everything else
 with training batches (Section 3.4, first order); then d_m = the candidate with the largest theta_m.
-The retraining from new weights is `train_plan`.
+The retraining from new weights is `train_plan`. AutoDim-s (`joint`) has no validation batches:
+theta moves with everything else, on training batches.
 
 DIFFERS: no bias b_mn during the search: Eq. 2 subtracts it again.
 DIFFERS: tau falls linearly to `tau_floor` over the planned steps, not by 0.00005 a step: with fewer
     than 19,800 steps it would stay high and theta would not commit.
 DIFFERS: Adam for both sets of parameters, theta's 30 times faster: at the paper's one learning rate
     of 0.001, alpha stays within 0.02 of equal on a million rows.
-DIFFERS: `lambda_` adds a price of width, lambda_ / (F D) sum_m sum_n p_mn d_n, to the validation
-    loss; 0 is the paper. Without one, a field whose candidates do equally well (gender has two
-    values) takes a random width. The price is the same for every field, large or small.
+DIFFERS: `lambda_` adds a price of width, lambda_ / (F D) sum_m sum_n p_mn d_n, to theta's loss; 0
+    is the paper. Without one, a field whose candidates do equally well (gender has two values)
+    takes a random width. The price is the same for every field, large or small; `lambda_numbers`
+    prices the table's numbers instead, lambda_numbers / (D sum_m V_m) sum_m V_m sum_n p_mn d_n.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from varemb.nn import VarEmbedding
 from varemb.plan import SizePlan
 from varemb.search.base import Checkpoint, FieldData, MakeModel, SearchResult
+from varemb.search.supernet import VARIANTS, Supernet
 from varemb.search.training import (
     evaluate,
     make_adam,
@@ -47,8 +45,6 @@ from varemb.search.training import (
     shuffled_batches,
     train_step,
 )
-
-_EPS, _MOMENTUM = 1e-5, 0.1  # of the batch normalisation
 
 
 def _option(default: Any, text: str) -> Any:
@@ -69,6 +65,11 @@ class AutoDimConfig:
     weight_decay: float = _option(1e-3, "L2 of the tables")
     tau_floor: float = _option(0.05, "tau at the end; it starts at 1")
     lambda_: float = _option(0.01, "price of the full width, in logloss; 0 in the paper")
+    lambda_numbers: float = _option(0.0, "price of all the table's numbers, in logloss")
+    variant: str = _option(
+        "ad-2", "ad-1, ad-2 shared table, ad-3, ad-4 separate; odd pad, even linear"
+    )
+    joint: bool = _option(False, "AutoDim-s: theta moves with the weights, on training batches")
     init_std: float = _option(0.01, "of the table's first numbers")
     seed: int = _option(0, "of all randomness")
 
@@ -88,69 +89,6 @@ def gumbel_softmax(theta: Tensor, tau: float, generator: torch.Generator) -> Ten
     uniform = torch.rand(theta.shape, generator=generator).clamp_min(torch.finfo().tiny)
     noise = -torch.log(-torch.log(uniform))
     return torch.softmax((torch.log_softmax(theta, 1) + noise) / tau, 1)
-
-
-class Supernet(nn.Module):
-    """Every field as the weighted sum of its candidates: Eq. 1, 2 and 7. [B, F] -> [B, F, D]
-
-    Candidate n is the first d_n columns of one shared table. Eq. 2 and 7 are linear in z once mean
-    and variance are known, and those follow from the D x D covariance C of the field's vectors
-    e: mean(z) = mean(e) W and var(z) = diag(W^T C W). So the candidates are summed as matrices, and
-    the batch is looked up once and multiplied once:
-
-        x_m = (e - mean(e)) sum_n p_mn W_mn diag(1 / sqrt(var(z_mn) + eps))
-
-    Args:
-        cardinalities: rows of each field. [F]
-        candidates: increasing dims d_n; the last is D. [N]
-
-    Attributes:
-        weight: W_mn in its first d_n rows; the rows below are never used. [F, D, N, D]
-        p: weights of the candidates, set by the search. [F, N]
-    """
-
-    used: Tensor
-    mean: Tensor
-    var: Tensor
-
-    def __init__(
-        self, cardinalities: Sequence[int], candidates: Sequence[int], init_std: float
-    ) -> None:
-        super().__init__()
-        fields, num, width = len(cardinalities), len(candidates), candidates[-1]
-        self.table = VarEmbedding.for_fields(cardinalities, width)
-        nn.init.normal_(self.table.weight, std=init_std)
-        dims = torch.tensor(candidates)
-        bounds = dims.rsqrt()[:, None]  # as nn.Linear(d_n, D)
-        self.weight = nn.Parameter((torch.rand(fields, width, num, width) * 2 - 1) * bounds)
-        inside = torch.arange(width)[:, None, None] < dims[:, None]  # [D, N, 1]
-        self.register_buffer("used", inside.float(), persistent=False)
-        self.register_buffer("mean", torch.zeros(fields, num * width))
-        self.register_buffer("var", torch.ones(fields, num * width))
-        self.p = torch.full((fields, num), 1 / num)
-
-    def forward(self, ids: Tensor) -> Tensor:  # [B, F] -> [B, F, D]
-        fields, width = self.weight.shape[:2]
-        e = self.table(ids).transpose(0, 1)  # [F, B, D]
-        w = (self.weight * self.used).flatten(2)  # [F, D, N * D]
-        if self.training:
-            center = e.mean(1, keepdim=True)  # [F, 1, D]
-            e = e - center
-            covariance = e.transpose(1, 2) @ e / e.shape[1]  # [F, D, D]
-            mean, var = (center @ w).squeeze(1), (w * (covariance @ w)).sum(1)  # [F, N * D]
-            with torch.no_grad():
-                self.mean.lerp_(mean, _MOMENTUM)
-                self.var.lerp_(var * (e.shape[1] / max(e.shape[1] - 1, 1)), _MOMENTUM)
-            shift = torch.zeros(())
-        else:
-            mean, var = self.mean, self.var
-            shift = self._weighted(-mean, var).view(fields, -1, width).sum(1, keepdim=True)
-        mixed = self._weighted(w, var[:, None]).view(fields, width, -1, width).sum(2)  # [F, D, D]
-        return (e @ mixed + shift).transpose(0, 1)
-
-    def _weighted(self, z: Tensor, var: Tensor) -> Tensor:  # [F, ..., N * D], both
-        p = self.p.repeat_interleave(self.weight.shape[1], 1)  # [F, N * D]
-        return z * (p if z.dim() == 2 else p[:, None]) * torch.rsqrt(var + _EPS)
 
 
 class AutoDim:
@@ -223,7 +161,9 @@ class _Run:
         self.epochs = config.warmup_epochs + config.search_epochs
         self.generator = torch.Generator().manual_seed(config.seed)
         with seeded_from(self.generator):
-            self.supernet = Supernet(train.cardinalities, config.candidates, config.init_std)
+            self.supernet = Supernet(
+                train.cardinalities, config.candidates, config.init_std, config.variant
+            )
             self.model = make_model(self.supernet)
         self.theta = torch.zeros_like(self.supernet.p, requires_grad=True)  # alpha = 1/N
         self.weight_optimizer = make_adam(self.model, config.lr, config.weight_decay)
@@ -231,8 +171,13 @@ class _Run:
         rows = len(train.labels)
         batches = rows // min(config.batch_size, rows)
         self.slope = (1 - config.tau_floor) / max(config.search_epochs * batches, 1)
-        # Share of the numbers at full width that one column of a field costs.
-        self.price = config.lambda_ / (len(train.cardinalities) * config.candidates[-1])
+        # What one column of each field costs. [F]
+        rows_of, width = (
+            torch.tensor(train.cardinalities, dtype=torch.float32),
+            config.candidates[-1],
+        )
+        self.prices = config.lambda_numbers * rows_of / (rows_of.sum() * width)
+        self.prices += config.lambda_ / (len(rows_of) * width)
         self.candidates = torch.tensor(config.candidates, dtype=torch.float32)
         self.valid_batches: list[Tensor] = []
         self.step, self.seconds = 0, 0.0
@@ -249,12 +194,19 @@ class _Run:
             for rows in show_progress(batches, text, progress=progress):
                 if is_search:
                     tau = temperature(self.step, self.slope, config.tau_floor)
-                    if self.step % config.f == 0:
-                        self.update_theta(tau)
-                    p = gumbel_softmax(self.theta.detach(), tau, self.generator)
-                    self.supernet.p = p
+                    if config.joint:
+                        self.set_p(self.theta, tau)
+                        self.theta.grad = torch.autograd.grad(
+                            self.cost(), self.theta, retain_graph=True
+                        )[0]
+                    else:
+                        if self.step % config.f == 0:
+                            self.update_theta(tau)
+                        self.set_p(self.theta.detach(), tau)
                     self.step += 1
                 losses.append(train_step(self.model, self.weight_optimizer, self.train, rows))
+                if is_search and config.joint:
+                    self.theta_optimizer.step()  # with the gradient of that step's loss too
         alpha = torch.softmax(self.theta.detach(), 1)
         self.supernet.p = alpha
         self.seconds += time.perf_counter() - start
@@ -268,6 +220,14 @@ class _Run:
             "alpha": dict(zip(self.train.field_names, alpha.tolist(), strict=True)),
         })  # fmt: skip
 
+    def set_p(self, theta: Tensor, tau: float) -> None:
+        """Draws the weights of the candidates for the next forward."""
+        self.supernet.p = gumbel_softmax(theta, tau, self.generator)
+
+    def cost(self) -> Tensor:
+        """The price of the expected widths."""
+        return self.prices @ (self.supernet.p @ self.candidates)
+
     def update_theta(self, tau: float) -> None:
         """One step on theta with the next validation batch; no other parameter sees a gradient."""
         if not self.valid_batches:
@@ -275,11 +235,9 @@ class _Run:
                 len(self.valid.labels), self.config.batch_size, self.generator
             )
         rows = self.valid_batches.pop()
-        p = gumbel_softmax(self.theta, tau, self.generator)
-        self.supernet.p = p
+        self.set_p(self.theta, tau)
         logits = self.model(self.valid.ids[rows])
-        loss = F.binary_cross_entropy_with_logits(logits, self.valid.labels[rows])
-        loss = loss + self.price * (p @ self.candidates).sum()
+        loss = F.binary_cross_entropy_with_logits(logits, self.valid.labels[rows]) + self.cost()
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"search: the validation loss is {loss.item()}")
         (self.theta.grad,) = torch.autograd.grad(loss, self.theta)
@@ -320,5 +278,7 @@ def _check(config: AutoDimConfig) -> None:
     for name in ("f", "batch_size", "search_epochs"):
         if getattr(config, name) < 1:
             raise ValueError(f"AutoDim: {name} must be at least 1, got {getattr(config, name)}")
+    if config.variant not in VARIANTS:
+        raise ValueError(f"AutoDim: variant must be {', '.join(VARIANTS)}, got {config.variant!r}")
     if not 0 < config.tau_floor <= 1:
         raise ValueError(f"AutoDim: tau_floor must be in (0, 1], got {config.tau_floor}")
