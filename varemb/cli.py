@@ -208,7 +208,7 @@ def _add_config(
             dest=name,
             type=kind,
             default=default,
-            metavar={float: "X", str: "NAME"}.get(kind, "N"),
+            metavar="X" if kind is float else "NAME" if kind is str else "N",
             help=f"{text} (default {shown})".strip(),
         )
 
