@@ -1,9 +1,17 @@
 """build_info: says what runs and why something does not."""
 
+import os
+import re
 import subprocess
 import sys
 
+import pytest
+import torch
+
 import varemb
+from varemb import _native
+from varemb.ops import schemas
+from varemb.ops.backend import BACKENDS, PREFERENCE, choose, why_not
 
 
 def test_build_info_names_every_backend():
@@ -11,6 +19,71 @@ def test_build_info_names_every_backend():
     assert info["backends"]["reference"] == "available"
     assert set(info["backends"]) == {"cpu", "cuda", "triton", "reference"}
     assert info["torch"] and info["cpu_capability"] in ("avx512", "avx2", "default")
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "runs"),
+    [
+        ("8.0;9.0;10.0+PTX", (9, 0), True),
+        ("8.0;9.0;10.0+PTX", (8, 9), True),
+        ("8.0;9.0;10.0+PTX", (7, 5), False),
+        ("8.0;9.0;10.0+PTX", (12, 0), True),
+        ("8.0;9.0", (12, 0), False),
+        ("8.6", (8, 0), False),
+        ("9.0a", (9, 0), True),
+        ("9.0a", (10, 0), False),
+    ],
+)
+def test_kernels_for_other_gpus_are_refused_with_a_reason(built, capability, runs, monkeypatch):
+    monkeypatch.setattr(_native, "build_facts", lambda: {"cuda_architectures": built})
+    reason = _native.why_not_on_gpu(capability)
+    assert reason is None if runs else f"built for GPUs of {built}, this one is" in reason
+
+
+def test_every_backend_that_cannot_run_has_a_reason():
+    for backend in BACKENDS:
+        for device in PREFERENCE:
+            reason = why_not(backend, device)
+            if reason is None:
+                assert choose(backend, device) == backend
+            else:
+                with pytest.raises(RuntimeError, match=re.escape(reason)):
+                    choose(backend, device)
+    assert why_not("cuda", "cpu") == "backend 'cuda' runs on cuda tensors, got cpu"
+    assert why_not("cpu", "cuda") == "backend 'cpu' runs on cpu tensors, got cuda"
+    if not torch.cuda.is_available():
+        assert choose(None, "cuda") == "reference" and why_not("triton", "cuda") is not None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compiled kernels run here")
+def test_triton_needs_its_interpreter_on_the_cpu():
+    """An explicit backend raises with the reason; the automatic choice never takes it."""
+    code = (
+        "import torch, varemb\n"
+        "table = varemb.VarEmbedding(4, 2, backend='triton')\n"
+        "try: table(torch.tensor([1]))\n"
+        "except RuntimeError as error: print(error)"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert b"TRITON_INTERPRET=1 before varemb is imported" in run.stdout, run.stderr
+    assert choose(None, "cpu") in ("cpu", "reference")
+
+
+def test_every_operation_is_registered_with_every_backend():
+    """In the namespace of a backend that runs, no operation is missing."""
+    keys = {"cpu": "CPU", "cuda": "CUDA"}
+    for backend in BACKENDS:
+        device = backend if backend in keys else "cpu"
+        if why_not(backend, device) is None:
+            name = {"triton": "varemb_triton", "reference": "varemb_reference"}.get(
+                backend, "varemb"
+            )
+            key = keys.get(backend, "CompositeExplicitAutograd")
+            for operation in schemas.SCHEMAS:
+                if not operation.endswith("_trained"):
+                    has = torch._C._dispatch_has_kernel_for_dispatch_key
+                    assert has(f"{name}::{operation}", key), f"{backend} lacks {operation}"
 
 
 def test_without_the_compiled_part_everything_runs_on_the_reference(tmp_path):

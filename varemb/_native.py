@@ -36,7 +36,7 @@ def _load_library(name: str, why_not_built: str | None) -> str | None:
 
 
 def _load_cuda() -> str | None:
-    # The library needs the CUDA runtime's symbols that only a CUDA build of torch brings.
+    # The library calls functions that only a CUDA build of torch has.
     if torch.version.cuda is None:
         return f"this torch ({torch.__version__}) has no CUDA"
     reason = build_facts().get("cuda_missing")
@@ -62,3 +62,22 @@ def cpu_missing() -> str | None:
 def cuda_missing() -> str | None:
     """Why the CUDA kernels are missing, or None when they are there."""
     return _cuda_missing
+
+
+def why_not_on_gpu(capability: tuple[int, int]) -> str | None:
+    """Why the CUDA kernels were not built for a GPU of this compute capability, or None."""
+    built = build_facts().get("cuda_architectures")
+    if built is None or any(_runs_on(name, capability) for name in built.split(";")):
+        return None
+    major, minor = capability
+    return f"built for GPUs of {built}, this one is {major}.{minor} (VAREMB_CUDA_ARCH_LIST)"
+
+
+def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
+    """Machine code runs on its own major version from its minor one on, PTX on all that follow."""
+    number, _, has_ptx = architecture.partition("+")
+    major, _, minor = number.partition(".")
+    if not minor.isdigit():  # such as 9.0a: code for this one alone
+        return f"{capability[0]}.{capability[1]}" == number[:-1]
+    own = (int(major), int(minor))
+    return own <= capability and (bool(has_ptx) or own[0] == capability[0])

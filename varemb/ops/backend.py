@@ -73,7 +73,12 @@ def why_not(backend: str, device: str) -> str | None:
         return f"backend {backend!r} runs on {backend} tensors, got {device}"
     if backend == "cpu":
         return _native.cpu_missing()
-    return _native.cuda_missing() or _why_no_gpu()
+    return _why_not_cuda()
+
+
+def _why_not_cuda() -> str | None:
+    reason = _native.cuda_missing() or _why_no_gpu()
+    return reason or _native.why_not_on_gpu(torch.cuda.get_device_capability())
 
 
 def _why_not_triton(device: str) -> str | None:
