@@ -195,7 +195,7 @@ def _add_config(
         if field.name == "seed":
             continue
         name, default = option(field.name), field.default
-        kind = _whole_numbers if isinstance(default, tuple) else type(default)
+        kind: Any = _whole_numbers if isinstance(default, tuple) else type(default)
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         text = field.metadata.get("help") or _HELP.get(field.name, "")
         if kind is bool:
