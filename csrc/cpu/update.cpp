@@ -2,11 +2,10 @@
 // beside it. update_ takes a coalesced gradient; coalesce_update_ sums a row's gradient in
 // registers and applies it at once, so that no gradient is ever stored. Rows are distinct, so
 // threads write disjoint memory.
-#include "../rounding.h"
 #include "gradient.h"
+#include "round.h"
 
 #include <cmath>
-#include <type_traits>
 
 namespace varemb {
 namespace {
@@ -27,39 +26,6 @@ struct Slices {
   T* values;    // [E]
   Acc* state1;  // [E], [N] for row-wise Adagrad, null for SGD
   Acc* state2;  // [E] for Adam
-};
-
-// How new values are stored: rounded to nearest, as registers do.
-struct Nearest {
-  template <typename T>
-  void operator()(const Vec<T>& numbers, T* values, int64_t at, int64_t n) const {
-    numbers.store(values + at, n);
-  }
-};
-
-// Or up or down at random, the chance by distance; 16-bit rows only.
-struct Stochastic {
-  int64_t seed, offset;
-
-  template <typename T>
-  void operator()(const Vec<T>& numbers, T* values, int64_t at, int64_t n) const {
-    static_assert(sizeof(T) == 2);
-    constexpr int64_t lanes = Vec<T>::kLanes;
-    alignas(64) float part[lanes];
-    numbers.store(part);
-    const int64_t end = at + (n < lanes ? n : lanes);
-    PhiloxWords words = random_words(seed, offset, at / 4);
-    for (int64_t place = at; place < end; ++place) {
-      if (place != at && place % 4 == 0) words = random_words(seed, offset, place / 4);
-      const uint32_t word = words.word[place % 4];
-      uint16_t bits;
-      if constexpr (std::is_same_v<T, Half>)
-        bits = round_float16(part[place - at], word);
-      else
-        bits = round_bfloat16(part[place - at], word);
-      std::memcpy(values + place, &bits, sizeof(bits));
-    }
-  }
 };
 
 // p <- p - lr g
