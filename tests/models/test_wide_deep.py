@@ -48,3 +48,26 @@ def test_every_parameter_is_trained():
 def test_an_id_outside_its_field_is_refused():
     with pytest.raises(IndexError):
         make_model()(torch.tensor([[0, 3, 0]]))
+
+
+def test_one_seed_gives_the_same_numbers_in_every_release():
+    # Saved results stay comparable: parameters are drawn in the order table, wide, deep.
+    torch.manual_seed(0)
+    table = VarEmbedding.for_fields(CARDINALITIES, 4, dims=[4, 2, 1], unify="linear")
+    model = WideDeep(CARDINALITIES, 4, table, hidden=(3, 2))
+    first, last = model.deep[0], model.deep[8]
+    assert first.weight[0, :2].tolist() == [-0.27499139308929443, -0.005188686773180962]
+    assert last.weight.tolist() == [[-0.5968039035797119, -0.14342723786830902]]
+    assert last.bias.tolist() == [0.3877815902233124]
+    assert torch.rand(1).tolist() == [0.7703205347061157]
+
+
+def test_parameters_are_those_of_saved_models():
+    shapes = {name: tuple(value.shape) for name, value in make_model().named_parameters()}
+    assert list(shapes) == [
+        "embedding.storage.weight", "wide.storage.weight",
+        "deep.0.weight", "deep.0.bias", "deep.1.weight", "deep.1.bias",
+        "deep.4.weight", "deep.4.bias", "deep.5.weight", "deep.5.bias",
+        "deep.8.weight", "deep.8.bias",
+    ]  # fmt: skip
+    assert shapes["wide.storage.weight"] == (10,)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from varemb.nn import VarEmbedding
+from varemb.models.layers import make_id_weights, make_mlp
 
 
 class WideDeep(nn.Module):
@@ -15,7 +14,7 @@ class WideDeep(nn.Module):
 
         logit = b + sum_f w[id_f] + MLP(concat_f x_f)
 
-    with hidden layers Linear, BatchNorm, ReLU, Dropout.
+    b is the bias of the MLP's last layer.
 
     Args:
         cardinalities: rows of each field. [F]
@@ -26,6 +25,7 @@ class WideDeep(nn.Module):
 
     Attributes:
         wide: one weight per id, zero at the start.
+        deep: the MLP.
 
     Shape:
         - input: [B, F], int32 or int64
@@ -33,6 +33,7 @@ class WideDeep(nn.Module):
 
     Example:
         >>> import torch
+        >>> from varemb import VarEmbedding
         >>> fields = VarEmbedding.for_fields([5, 3], 4, dims=[4, 1])
         >>> WideDeep([5, 3], 4, fields)(torch.tensor([[4, 2], [0, 0]])).shape
         torch.Size([2])
@@ -49,13 +50,8 @@ class WideDeep(nn.Module):
     ) -> None:
         super().__init__()
         self.embedding = embedding
-        self.wide = VarEmbedding.for_fields(list(cardinalities), 1)
-        nn.init.zeros_(self.wide.weight)
-        layers: list[nn.Module] = []
-        for inputs, outputs in itertools.pairwise((len(cardinalities) * width, *hidden)):
-            layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
-            layers.append(nn.Dropout(dropout))
-        self.deep = nn.Sequential(*layers, nn.Linear(hidden[-1], 1))  # its bias is b
+        self.wide = make_id_weights(cardinalities)
+        self.deep = make_mlp(len(cardinalities) * width, hidden, dropout)
 
     def forward(self, ids: Tensor) -> Tensor:  # [B, F] -> [B]
         wide = self.wide(ids).sum((1, 2))  # [B, F, 1] -> [B]
