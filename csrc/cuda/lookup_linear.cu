@@ -137,7 +137,8 @@ Tensor lookup_linear(
     using T = typename decltype(value_type)::type;
     const auto call = projected<T>(op, args);
     const Device device(op, values);
-    out = torch::stable::new_empty(values, {call.lookups, call.outputs});
+    const int64_t shape[] = {call.lookups, call.outputs};  // nvcc garbles a braced argument here
+    out = torch::stable::new_empty(values, shape);
     if (call.lookups == 0 || call.outputs == 0) return;
     const Tiles tiles = cut_tiles(device, call);
     device.launch(
@@ -171,9 +172,12 @@ std::tuple<Tensor, Tensor, Tensor> lookup_linear_backward(
         op, ": grad must be contiguous [", call.lookups, ", ", call.outputs,
         "], of the dtype of values");
     const Device device(op, values);
-    rows_grad = torch::stable::new_zeros(values, {call.lookups, width});
-    weight_grad = torch::stable::new_zeros(values, {call.matrix_rows, call.outputs});
-    bias_grad = torch::stable::new_zeros(values, {call.bias_rows, call.outputs});
+    const int64_t rows_shape[] = {call.lookups, width};  // nvcc garbles braced arguments here
+    const int64_t weight_shape[] = {call.matrix_rows, call.outputs};
+    const int64_t bias_shape[] = {call.bias_rows, call.outputs};
+    rows_grad = torch::stable::new_zeros(values, rows_shape);
+    weight_grad = torch::stable::new_zeros(values, weight_shape);
+    bias_grad = torch::stable::new_zeros(values, bias_shape);
     if (call.lookups == 0 || call.outputs == 0) return;
     const Tiles tiles = cut_tiles(device, call);
     if (width > 0) {
