@@ -205,17 +205,12 @@ print(out.sum(1).tolist())
 
 @on_backends
 @pytest.mark.parametrize("bad", [-1, 40, 2**40])
-def test_an_index_outside_the_table_stops_or_reads_nothing(backend, bad):
-    """CUDA kernels stop the device, so a process of its own; Triton's asserts are for its debug
-    mode, and its mask then leaves zeros."""
+def test_an_index_outside_the_table_stops_the_device(backend, bad):
+    """In a process of its own, which can do nothing more on the GPU then."""
     run = subprocess.run(
         [sys.executable, "-c", BAD_INDEX, backend, str(bad)], capture_output=True, text=True
     )
-    if backend == "cuda":
-        assert run.returncode != 0 and "device-side assert" in run.stderr
-    else:
-        assert run.returncode == 0, run.stderr
-        assert run.stdout.strip() == "[8.0, 0.0, 8.0]"
+    assert run.returncode != 0 and "device-side assert" in run.stderr, run.stdout
 
 
 @on_backends
