@@ -22,10 +22,13 @@ BACKENDS = ("cpu", "cuda", "triton", "reference")
 _NAMESPACES = {"triton": "varemb_triton", "reference": "varemb_reference"}
 
 
+_OPERATIONS = [name for name in schemas.SCHEMAS if hasattr(reference, name)]
+
+
 def _register(backend: str, implementations: dict[str, Any]) -> None:
     library = schemas.LIBRARIES[_NAMESPACES[backend]]
-    for name, function in implementations.items():
-        library.impl(name, function, "CompositeExplicitAutograd")
+    for name in _OPERATIONS:
+        library.impl(name, implementations[name], "CompositeExplicitAutograd")
 
 
 def _is_interpreted() -> bool:
@@ -50,7 +53,6 @@ def _load_triton() -> str | None:
     return None
 
 
-_OPERATIONS = [name for name in schemas.SCHEMAS if hasattr(reference, name)]
 _register("reference", {name: getattr(reference, name) for name in _OPERATIONS})
 _native.load()
 _INTERPRETED = _is_interpreted()
