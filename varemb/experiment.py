@@ -18,7 +18,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from varemb.data import PLANTED_DIMS, ClickData, load_ml1m, planted_clicks
+from varemb.data import (
+    PLANTED_DIMS,
+    ClickData,
+    load_avazu,
+    load_criteo,
+    load_ml1m,
+    planted_clicks,
+)
 from varemb.files import save_json, save_jsonl
 from varemb.models import FM, IPNN, NFM, AutoInt, DeepFM, WideDeep
 from varemb.plan import SizePlan
@@ -30,7 +37,11 @@ Result = dict[str, Any]
 Say = Callable[[str], None]
 
 # Readers of data sets by the value of --data; each takes the folder of --data-dir.
-DATA: dict[str, Callable[[Path], ClickData]] = {"ml-1m": load_ml1m}
+DATA: dict[str, Callable[[Path], ClickData]] = {
+    "ml-1m": load_ml1m,
+    "criteo": load_criteo,
+    "avazu": load_avazu,
+}
 # Recommenders by the value of --model; each takes the fields' rows, the width and the table.
 MODELS: dict[str, Callable[[tuple[int, ...], int, nn.Module], nn.Module]] = {
     "fm": FM,

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from varemb.data.mapped import RowsWriter, building, load_notes, open_rows, read_rows
+
+_CHECKED_ROWS = 1 << 18  # checked at a time, so that a check needs little memory
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,8 @@ class ClickData:
         labels: [R], float32, 0 or 1.
         field_names: one name per field. [F]
         cardinalities: rows of each field. [F]
+        folder: the encoded folder that ids and labels are maps of, made by `open_encoded`; None
+            for rows in memory.
 
     Raises:
         ValueError: shapes that do not fit, an id outside its field, a label that is not 0 or 1.
@@ -36,6 +44,7 @@ class ClickData:
     labels: Tensor
     field_names: tuple[str, ...]
     cardinalities: tuple[int, ...]
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         fields = len(self.field_names)
@@ -52,18 +61,25 @@ class ClickData:
                 f"ClickData: labels must be [{len(self.ids)}], one per row of ids, "
                 f"got {list(self.labels.shape)}"
             )
-        wrong = (self.labels != 0) & (self.labels != 1)  # NaN is wrong too
+        if self.folder is None:  # rows of a folder were checked when it was opened
+            for first in range(0, len(self.labels), _CHECKED_ROWS):
+                self._check_rows(first, slice(first, first + _CHECKED_ROWS))
+
+    def _check_rows(self, first: int, rows: slice) -> None:
+        labels, ids = self.labels[rows], self.ids[rows]
+        wrong = (labels != 0) & (labels != 1)  # NaN is wrong too
         if wrong.any():
             row = int(wrong.nonzero()[0])
             raise ValueError(
-                f"ClickData: labels must be 0 or 1, got {self.labels[row].item()} in row {row}"
+                f"ClickData: labels must be 0 or 1, got {labels[row].item()} in row {first + row}"
             )
-        outside = (self.ids < 0) | (self.ids >= torch.tensor(self.cardinalities))
+        outside = (ids < 0) | (ids >= torch.tensor(self.cardinalities))
         if outside.any():
             row, field = outside.nonzero()[0].tolist()
             raise ValueError(
                 f"ClickData: ids of {self.field_names[field]} must be in "
-                f"[0, {self.cardinalities[field]}), got {self.ids[row, field].item()} in row {row}"
+                f"[0, {self.cardinalities[field]}), got {ids[row, field].item()} "
+                f"in row {first + row}"
             )
 
     def __len__(self) -> int:
@@ -73,6 +89,10 @@ class ClickData:
         self, seed: int, fractions: Sequence[float] = (0.8, 0.1, 0.1)
     ) -> tuple[ClickData, ...]:
         """Disjoint random parts, one per fraction; the same seed gives the same parts.
+
+        Parts of rows in memory are copies in memory, in random order. Parts of an encoded folder
+        hold the same rows, in the folder's order, and are written into it once per seed, as much
+        again as its ids; they may be deleted.
 
         Args:
             seed: of the shuffle.
@@ -99,10 +119,49 @@ class ClickData:
                 f"{tuple(fractions)} give {sizes}"
             )
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        return tuple(
-            ClickData(self.ids[rows], self.labels[rows], self.field_names, self.cardinalities)
-            for rows in order.split(sizes)
-        )
+        parts = order.split(sizes)
+        if self.folder is None:
+            return tuple(
+                ClickData(self.ids[rows], self.labels[rows], self.field_names, self.cardinalities)
+                for rows in parts
+            )
+        place = self.folder / "-".join([f"parts-seed{seed}", *map("{:g}".format, fractions)])
+        if not place.exists():
+            _write_parts(self.folder, place, parts)
+        return tuple(open_encoded(place / str(i)) for i in range(len(parts)))
+
+
+def open_encoded(folder: Path) -> ClickData:
+    """The rows of an encoded folder as tensors that are maps of its files.
+
+    Raises:
+        FileNotFoundError: the folder holds no encoded rows.
+        ValueError: a file is damaged; the message names it.
+    """
+    ids, labels, notes = open_rows(folder)
+    return ClickData(ids, labels, tuple(notes["fields"]), tuple(notes["cardinalities"]), folder)
+
+
+def _write_parts(folder: Path, place: Path, parts: Sequence[Tensor]) -> None:
+    notes = load_notes(folder)
+    part_of = np.empty(notes["rows"], np.int8)
+    for i, rows in enumerate(parts):
+        part_of[rows.numpy()] = i
+    with building(place) as partial, contextlib.ExitStack() as stack:
+        writers = [
+            RowsWriter(partial / str(i), notes["fields"], notes["cardinalities"], notes["data"])
+            for i in range(len(parts))
+        ]
+        for writer in writers:
+            stack.callback(writer.close)
+        first = 0
+        for ids, labels in read_rows(folder, notes):
+            chosen = part_of[first : first + len(labels)]
+            for i, writer in enumerate(writers):
+                writer.append(ids[chosen == i], labels[chosen == i])
+            first += len(labels)
+        for writer in writers:
+            writer.finish()
 
 
 def from_columns(columns: dict[str, npt.NDArray[np.generic]], labels: Tensor) -> ClickData:
