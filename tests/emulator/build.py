@@ -1,0 +1,107 @@
+"""Compiles the CUDA kernels and their host functions as C++, with AddressSanitizer."""
+
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
+FOLDER = ROOT / "build" / "emulator"
+TORCH = Path(torch.__file__).parent
+COMPILER = os.environ.get("CXX", "g++")
+JOBS = 2  # each compilation takes up to a gigabyte
+FLAGS = [
+    "-x", "c++", "-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-Wall",
+    # -Wno: "#pragma unroll" is nvcc's; products and sums round apart, as in the CUDA build
+    "-Wno-unknown-pragmas", "-ffp-contract=off", "-fsanitize=address",
+    "-DVAREMB_EMULATOR", "-DTORCH_TARGET_VERSION=0x020b000000000000",
+    f"-I{HERE / 'include'}", "-isystem", str(TORCH / "include"),
+]  # fmt: skip
+
+
+def run(command: list[str]) -> None:
+    """Runs a compiler; raises with its messages when it fails."""
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
+
+
+def reads(compiled: Path) -> list[Path]:
+    """The files that went into an object, or nothing when there is none."""
+    listing = compiled.with_suffix(".d")
+    if not compiled.exists() or not listing.exists():
+        return []
+    names = listing.read_text().replace("\\\n", " ").split()
+    return [Path(name) for name in names if not name.endswith(":")]
+
+
+def is_newer(made: Path, inputs: list[Path]) -> bool:
+    when = made.stat().st_mtime if made.exists() else 0.0
+    return all(path.exists() and path.stat().st_mtime < when for path in inputs)
+
+
+def compile_object(source: Path, folder: Path) -> Path:
+    """The object of a source; compiled only when something that it reads is newer."""
+    compiled = folder / f"{source.stem}.o"
+    inputs = reads(compiled)
+    if not inputs or not is_newer(compiled, [*inputs, Path(__file__)]):
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f"{source.stem}.partial"
+        run([COMPILER, *FLAGS, "-MD", "-MF", str(compiled.with_suffix(".d")), "-c", str(source),
+             "-o", str(partial)])  # fmt: skip
+        partial.rename(compiled)
+    return compiled
+
+
+def link(objects: list[Path], library: Path) -> Path:
+    if not is_newer(library, objects):
+        libraries = [f"-L{TORCH / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
+        names = [str(path) for path in objects]
+        run([COMPILER, "-shared", "-fsanitize=address", *names, "-o", str(library), *libraries])
+    return library
+
+
+def compile_all(sources: list[Path], folder: Path) -> list[Path]:
+    with ThreadPoolExecutor(JOBS) as pool:
+        return list(pool.map(lambda source: compile_object(source, folder), sources))
+
+
+def sources_of(csrc: Path) -> list[Path]:
+    return sorted((csrc / "cuda").glob("*.cu"))
+
+
+def build(folder: Path = FOLDER) -> Path:
+    """The library of all emulated operations, in a folder that also keeps the objects.
+
+    Raises:
+        RuntimeError: a file does not compile; with the compiler's messages.
+    """
+    objects = compile_all([HERE / "fibers.cpp", *sources_of(CSRC)], folder)
+    return link(objects, folder / "emulator.so")
+
+
+def build_probes(folder: Path = FOLDER) -> Path:
+    """The program of broken kernels that the emulator is tested with."""
+    objects = compile_all([HERE / "fibers.cpp", HERE / "probes.cpp"], folder)
+    program = folder / "probes"
+    if not is_newer(program, objects):
+        run([COMPILER, "-fsanitize=address", *map(str, objects), "-o", str(program)])
+    return program
+
+
+def rebuild(csrc: Path, changed: str, base: Path, folder: Path) -> Path:
+    """The library with one file of a copy of csrc changed: only what reads it is compiled again."""
+    objects = compile_all([HERE / "fibers.cpp", *sources_of(CSRC)], base)
+    affected = [
+        source
+        for source in sources_of(csrc)
+        if CSRC / changed in [path.resolve() for path in reads(base / f"{source.stem}.o")]
+    ]
+    if not affected:
+        raise RuntimeError(f"{changed} goes into no object")
+    made = {path.name: path for path in compile_all(affected, folder)}
+    return link([made.get(path.name, path) for path in objects], folder / "emulator.so")
