@@ -59,6 +59,11 @@ __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float number) {
   return __float2bfloat16_rn(number);
 }
 
+// With one rounding, written out: the compiler is told not to fuse by itself, so that sums have the
+// bits of other backends.
+__device__ inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ inline double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
 // int32 or int64 numbers, told apart at run time: the branch is the same for all threads and costs
 // less than twice as many kernels.
 struct Integers {

@@ -123,13 +123,6 @@ struct TileLookups {
   }
 };
 
-__device__ inline float multiply_add(float left, float right, float sum) {
-  return fmaf(left, right, sum);
-}
-__device__ inline double multiply_add(double left, double right, double sum) {
-  return fma(left, right, sum);
-}
-
 // A block's part of a matrix product, [kTileRows, kTileColumns]: 4 x 4 numbers per thread.
 template <typename T>
 struct Product {

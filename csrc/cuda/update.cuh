@@ -36,9 +36,6 @@ __global__ void constants_kernel(const double* __restrict__ hyper, Constants<Acc
   out->root = static_cast<Acc>(1 / sqrt(1 - pow(beta2, step)));
 }
 
-__device__ inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
-__device__ inline double multiply_add(double a, double b, double c) { return fma(a, b, c); }
-
 // p <- p - lr g
 template <typename Acc>
 struct Sgd {
