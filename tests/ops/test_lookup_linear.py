@@ -83,7 +83,9 @@ def test_lookup_linear_gradcheck(backend):
     def run(values, weight, bias):
         return lookup_linear(values, table.rows, indices[:4], groups, weight, bias, backend=backend)
 
-    assert torch.autograd.gradcheck(run, (table.values, weight, bias))
+    # Interpreted, a call takes 0.1 s and every number two calls: checked in random directions.
+    is_fast = backend == "triton"
+    assert torch.autograd.gradcheck(run, (table.values, weight, bias), fast_mode=is_fast)
 
 
 @pytest.mark.parametrize("namespace", ["varemb", "varemb_reference"])

@@ -142,10 +142,10 @@ def weights_backward_kernel(
     tl.store(out_ptr + lookup, narrow(dot, out_ptr.dtype.element_ty), mask=mask)
 
 
-# Numbers in a tile: 16 per thread of four warps, so that sums, winners and four rows in flight
-# stay in registers.
-_TILE = 2048
-_UNROLL = 4
+# Numbers in a tile: 2 per thread of four warps. Every thread keeps the bounds and the place of each
+# bag of its tile, which is what fills the registers: at 8 per thread 250 of them, and spills.
+_TILE = 256
+_UNROLL = 2
 
 
 def bag_of_lookups(offsets: Tensor, lookups: int, include_last_offset: bool) -> Tensor:

@@ -16,11 +16,12 @@ from varemb.ops.triton.checks import check, check_indices, check_rows, check_vec
 from varemb.ops.triton.launch import OPTIONS, columns_block, guard, rows_block
 from varemb.ops.triton.rows import look_up
 
-# Lookups in a tile. 64 x 64 sums are 32 registers of each of 128 threads, and a product over 32
-# keeps its operands in 16 KiB of shared memory. tl.dot takes no fewer than 16.
+# Lookups in a tile, and numbers that a product adds at a time. A float32 product keeps its operands
+# in registers: 64 x 16 times 16 x 32 takes 168 of them, twice as wide a product spills. tl.dot
+# takes no fewer than 16.
 TILE = 64
-BLOCK_K = 32
-_MOST, _LEAST = 64, 16
+BLOCK_K = 16
+_MOST, _LEAST = 32, 16
 
 
 class Cells(NamedTuple):

@@ -45,8 +45,8 @@ def repack_kernel(
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Columns at a time: rows are mostly narrower than this, and 64 two-byte numbers fill a cache line.
 _COLUMNS = 64
-# Numbers in a tile: 16 per thread of four warps.
-_TILE = 2048
+# Numbers in a tile: 4 per thread of four warps.
+_TILE = 512
 
 
 def repack_(out: Tensor, values: Tensor, moves: Tensor) -> None:

@@ -117,8 +117,8 @@ def update_rows_kernel(
         )  # fmt: skip
 
 
-# Numbers in a tile: 8 per thread of four warps, beside as many of each state.
-_TILE = 1024
+# Numbers in a tile: 4 per thread of four warps, beside as many of each state.
+_TILE = 512
 
 
 def check_state(
