@@ -95,6 +95,9 @@ def test_text_keys_are_the_texts():
     keys = text_keys(array)
     assert [key_text(key) for key in keys] == [*texts, ""]
     assert len(set(keys.tolist())) == len(texts)
+    whole = array[:-1]  # without an empty cell nothing is copied, and the slice stays one
+    assert whole.null_count == 0 and whole.offset == 1
+    assert text_keys(whole).tolist() == keys[:-1].tolist()
     for kind in (pyarrow.large_string(), pyarrow.binary()):
         assert text_keys(array.cast(kind)).tolist() == keys.tolist()
     assert text_keys(array.dictionary_encode()).tolist() == keys.tolist()

@@ -1,7 +1,5 @@
 """Encoded folders: whole or not there, mapped and split on the disk, within little memory."""
 
-import fcntl
-import os
 import shutil
 import signal
 import subprocess
@@ -25,6 +23,7 @@ pytest.importorskip("tqdm", reason="reading shows its progress")
 from benchmarks.reading import measure, write_criteo
 from varemb.data.criteo import CRITEO
 from varemb.data.encoding import count_values, encode_log
+from varemb.data.mapped import building
 
 VALUES = (7, 300, 5000, *[4] * 23)
 
@@ -62,7 +61,7 @@ def test_an_encoded_folder_holds_what_memory_does(source, encoded):
 
 def test_batches_of_any_size_give_the_same(source, encoded, tmp_path):
     small = encode_log(CRITEO, source, tmp_path / "small", progress=False, block_bytes=1 << 15)
-    assert torch.equal(small.ids, open_encoded(encoded).ids)
+    assert torch.equal(small.ids, open_encoded(str(encoded)).ids)
     for name in ("ids.int32", "labels.float32", "rows.json"):
         assert (tmp_path / "small" / name).read_bytes() == (encoded / name).read_bytes(), name
     small, large = (
@@ -185,23 +184,23 @@ def test_a_killed_encode_is_not_taken_for_whole(source, tmp_path):
         time.sleep(0.001)
     run.send_signal(signal.SIGKILL)
     run.wait()
-    assert not folder.exists() and (tmp_path / ".encoded.partial").exists()
+    assert not folder.exists()
+    (tmp_path / ".encoded.partial" / "parts").mkdir()  # whatever else a kill may leave
+    (tmp_path / ".encoded.partial" / "parts" / "0").write_bytes(b"old")
     assert len(encode_criteo(source, folder, progress=False)) == 50_000
     assert [path.name for path in tmp_path.iterdir()] == ["encoded"]
+    names = {"ids.int32", "labels.float32", "rows.json", "vocabulary.safetensors"}
+    assert {path.name for path in folder.iterdir()} == names
 
 
-def test_two_processes_do_not_write_one_folder(source, tmp_path):
-    partial = tmp_path / ".encoded.partial"
-    partial.mkdir()
-    (partial / "ids.int32").write_bytes(b"theirs")
-    descriptor = os.open(partial, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+def test_a_folder_is_written_once_at_a_time(source, tmp_path):
+    folder = tmp_path / "encoded"
+    with building(folder) as partial:
+        (partial / "ids.int32").write_bytes(b"theirs")
         with pytest.raises(FileExistsError, match=r"another process is writing .*encoded"):
-            encode_criteo(source, tmp_path / "encoded", progress=False)
-    finally:
-        os.close(descriptor)
-    assert (partial / "ids.int32").read_bytes() == b"theirs"
+            encode_criteo(source, folder, progress=False)
+        assert (partial / "ids.int32").read_bytes() == b"theirs"
+    assert [path.name for path in folder.iterdir()] == ["ids.int32"]
 
 
 def test_an_encoded_folder_keeps_its_vocabulary(source, encoded):

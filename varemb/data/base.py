@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,15 +132,16 @@ class ClickData:
         return tuple(open_encoded(place / str(i)) for i in range(len(parts)))
 
 
-def open_encoded(folder: Path) -> ClickData:
+def open_encoded(folder: str | os.PathLike[str]) -> ClickData:
     """The rows of an encoded folder as tensors that are maps of its files.
 
     Raises:
         FileNotFoundError: the folder holds no encoded rows.
         ValueError: a file is damaged; the message names it.
     """
-    ids, labels, notes = open_rows(folder)
-    return ClickData(ids, labels, tuple(notes["fields"]), tuple(notes["cardinalities"]), folder)
+    path = Path(folder)
+    ids, labels, notes = open_rows(path)
+    return ClickData(ids, labels, tuple(notes["fields"]), tuple(notes["cardinalities"]), path)
 
 
 def _write_parts(folder: Path, place: Path, parts: Sequence[Tensor]) -> None:
