@@ -175,27 +175,29 @@ def _search(
         checkpoint_dir=place.folder / CHECKPOINT if place.folder else None,
         resume=place.resume,
     )
-    say(f"\nAutoDim searched for {found.seconds:.0f} s and found\n{found.plan.summary()}\n")
+    plan = found.plan
+    if plan is None:
+        raise RuntimeError("AutoDim: a search for dims gives a plan")
+    say(f"\nAutoDim searched for {found.seconds:.0f} s and found\n{plan.summary()}\n")
     if planted:
         rows = [
-            [name, str(dims[0]), str(planted.get(name, ""))]
-            for name, dims in found.plan.tables.items()
+            [name, str(dims[0]), str(planted.get(name, ""))] for name, dims in plan.tables.items()
         ]
         say(format_table(["field", "dim found", "planted"], rows) + "\n")
     history = list(found.history)
-    _keep(place, found.plan, history)
+    _keep(place, plan, history)
     unify = VARIANTS[config.variant][1]
-    autodim = _train(task, place, autodim_name(config), found.plan, unify, history)
+    autodim = _train(task, place, autodim_name(config), plan, unify, history)
     seconds = {"search_seconds": found.seconds, "train_seconds": autodim["seconds"]}
     autodim |= {**seconds, "seconds": sum(seconds.values())}
     if planted:
         autodim["planted"] = dict(planted)
     full = SizePlan(
-        {name: np.full(len(found.plan[name]), found.plan.widths[name]) for name in found.plan},
-        found.plan.widths,
+        {name: np.full(len(plan[name]), plan.widths[name]) for name in plan},
+        plan.widths,
     )
     fde = _train(task, place, "fde", full, "pad", history)
-    _keep(place, found.plan, history)
+    _keep(place, plan, history)
     return _finish(place, [autodim, fde], say)
 
 

@@ -1,9 +1,23 @@
 """Searches for the dims of embedding rows, and the training that compares them."""
 
 from varemb.search.autodim import AutoDim, AutoDimConfig
-from varemb.search.base import FieldData, MakeModel, SearchResult
+from varemb.search.base import (
+    FieldData,
+    MakeModel,
+    MakeTable,
+    SearchResult,
+    StoredTable,
+    TrainResult,
+)
 from varemb.search.supernet import VARIANTS
-from varemb.search.training import TrainConfig, TrainResult, evaluate, train_model, train_plan
+from varemb.search.training import (
+    TrainConfig,
+    evaluate,
+    measure_trained,
+    train_model,
+    train_plan,
+    train_table,
+)
 
 __all__ = [
     "VARIANTS",
@@ -11,10 +25,14 @@ __all__ = [
     "AutoDimConfig",
     "FieldData",
     "MakeModel",
+    "MakeTable",
     "SearchResult",
+    "StoredTable",
     "TrainConfig",
     "TrainResult",
     "evaluate",
+    "measure_trained",
     "train_model",
     "train_plan",
+    "train_table",
 ]

@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from varemb.files import load_state, save_state
 from varemb.plan import SizePlan
 
 MakeModel = Callable[[nn.Module], nn.Module]  # embedding [B, F] -> [B, F, D] in, model out
+MakeTable = Callable[[], nn.Module]  # a table [B, F] -> [B, F, D] with new weights
 
 
 class FieldData(Protocol):
@@ -38,14 +40,53 @@ class FieldData(Protocol):
         """Rows of each field. [F]"""
 
 
+@runtime_checkable
+class StoredTable(Protocol):
+    """A table [B, F] -> [B, F, D] that is no VarEmbedding, such as CSR or codebooks.
+
+    A table may also have `penalty() -> Tensor`, a term added to every training loss. Weight decay
+    acts on all of its parameters.
+    """
+
+    @property
+    def num_params(self) -> int:
+        """Stored numbers as the papers count them; codes count as bits / 32."""
+
+    def stored(self) -> dict[str, Tensor]:
+        """What serving the table needs, by a name of one's own."""
+
+    def num_bytes(self) -> dict[str, int]:
+        """Bytes of the tensors of `stored`, as weights, index and unify."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A trained model, with the weights of its best epoch."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    valid: dict[str, float]  # auc and logloss of the best epoch
+    history: list[dict[str, Any]]  # one record per epoch
+    seconds: float
+    rows_per_second: float  # rows trained on, evaluations aside
+
+
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found."""
+    """What a search found: a plan, a table to train from new weights, or a trained model.
 
-    plan: SizePlan
+    Exactly one of these says what is measured: `trained` if it is set, else `make_table` if it is
+    set, else `plan`.
+    """
+
+    plan: SizePlan | None  # None if the storage is no plan
     score: float  # AUC on the validation rows, of the model that was searched with
     history: list[dict[str, Any]]  # one record per epoch
     seconds: float
+    unify: str = "linear"  # how rows of the plan reach the width when they are trained again
+    make_table: MakeTable | None = None  # for storage that is no plan
+    trained: TrainResult | None = None  # the method chooses while it trains: nothing follows
+    table: nn.Module | None = None  # the embedding module inside trained.model
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Training of one model with given dims: Adam, the best epoch by validation AUC, and the result.
 
-Every method and its full-width baseline (FDE) go through `train_plan`, so they are tuned alike.
+Every method and its full-width baseline (FDE) go through `train_table`, so they are tuned alike.
 On MovieLens 1M three settings matter more than the dims: small first numbers of the tables, weight
 decay of the tables (rows of rare ids otherwise remember the training labels), and a learning rate
 that falls to 0 (with decay, a constant one leaves the tables noisy).
@@ -23,7 +23,14 @@ from torch.nn import functional as F
 from varemb.memory import memory_report
 from varemb.nn import VarEmbedding, VarEmbeddingBag
 from varemb.plan import SizePlan
-from varemb.search.base import Checkpoint, FieldData, MakeModel
+from varemb.search.base import (
+    Checkpoint,
+    FieldData,
+    MakeModel,
+    MakeTable,
+    StoredTable,
+    TrainResult,
+)
 
 _EVALUATED_ROWS = 20_000  # rows of one forward without gradient
 
@@ -44,18 +51,6 @@ class TrainConfig:
         for name in ("batch_size", "max_epochs", "patience"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training: {name} must be at least 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """A trained model, with the weights of its best epoch."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    valid: dict[str, float]  # auc and logloss of the best epoch
-    history: list[dict[str, Any]]  # one record per epoch
-    seconds: float
-    rows_per_second: float  # rows trained on, evaluations aside
 
 
 def evaluate(model: nn.Module, data: FieldData) -> dict[str, float]:
@@ -96,10 +91,16 @@ def train_step(
 ) -> float:
     """One step of the optimizer on the mean cross-entropy of some rows; returns the loss.
 
+    A table's `penalty()` is part of the loss.
+
     Raises:
         FloatingPointError: the loss is not finite; the weights are left as they were.
     """
     loss = F.binary_cross_entropy_with_logits(model(data.ids[rows]), data.labels[rows])
+    for module in model.modules():
+        penalty: Any = getattr(module, "penalty", None)
+        if penalty is not None:
+            loss = loss + penalty()
     value = loss.item()
     if not math.isfinite(value):
         raise FloatingPointError(
@@ -114,13 +115,14 @@ def train_step(
 
 def split_tables(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Parameters of the embedding tables, and all others."""
-    tables = [
-        module.weight
-        for module in model.modules()
-        if isinstance(module, VarEmbedding | VarEmbeddingBag)
-    ]
-    known = {id(parameter) for parameter in tables}
-    return tables, [parameter for parameter in model.parameters() if id(parameter) not in known]
+    tables: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        if isinstance(module, VarEmbedding | VarEmbeddingBag):
+            tables[id(module.weight)] = module.weight
+        elif isinstance(module, StoredTable):
+            tables |= {id(parameter): parameter for parameter in module.parameters()}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in tables]
+    return list(tables.values()), others
 
 
 def make_adam(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Adam:
@@ -242,6 +244,66 @@ def train_model(
     return TrainResult(model, optimizer, best_valid, history, time.perf_counter() - start, rate)
 
 
+def train_table(
+    make_model: MakeModel,
+    make_table: MakeTable,
+    train: FieldData,
+    valid: FieldData,
+    test: FieldData,
+    config: TrainConfig,
+    *,
+    width: int,
+    progress: bool = True,
+    checkpoint: Path | None = None,
+    resume: bool = False,
+) -> tuple[TrainResult, dict[str, Any]]:
+    """A model trained around a table with new weights, and its measures on the test rows.
+
+    Args:
+        make_model: builds the model around the table of all fields.
+        make_table: a VarEmbedding or StoredTable [B, F] -> [B, F, D]; called with config.seed.
+        width: D, to say what full width takes.
+
+    Returns:
+        The trained model, and metrics, valid, params, params_full, bytes, seconds, rows_per_second
+        and epochs as JSON values. Params and bytes are those of the table.
+    """
+    with seeded_from(torch.Generator().manual_seed(config.seed)):
+        table = make_table()
+        model = make_model(table)
+    result = train_model(
+        model, train, valid, config, progress=progress, checkpoint=checkpoint, resume=resume
+    )
+    return result, measure_trained(result, table, test, width)
+
+
+def measure_trained(
+    result: TrainResult, table: nn.Module, test: FieldData, width: int
+) -> dict[str, Any]:
+    """What `train_table` says of a trained model and the table inside it."""
+    if isinstance(table, StoredTable):
+        params, sizes = table.num_params, dict(table.num_bytes())
+        sizes["optimizer"] = sum(
+            value.nbytes
+            for parameter in table.parameters()
+            for name, value in result.optimizer.state.get(parameter, {}).items()
+            if isinstance(value, Tensor) and name != "step"
+        )
+    else:
+        report = memory_report(table, result.optimizer)
+        params, sizes = report.params, report.bytes
+    return {
+        "metrics": evaluate(result.model, test),
+        "valid": result.valid,
+        "params": params,
+        "params_full": sum(test.cardinalities) * width,
+        "bytes": {part: sizes[part] for part in ("weights", "index", "unify", "optimizer")},
+        "seconds": result.seconds,
+        "rows_per_second": result.rows_per_second,
+        "epochs": len(result.history),
+    }
+
+
 def train_plan(
     make_model: MakeModel,
     plan: SizePlan,
@@ -263,8 +325,7 @@ def train_plan(
         unify: how rows reach D: "linear", or "pad", which at full width is a plain table (FDE).
 
     Returns:
-        The trained model, and metrics, valid, params, params_full, bytes, seconds, rows_per_second
-        and epochs as JSON values. Params and bytes are those of the table of all fields.
+        The trained model and its measures, as `train_table` returns them.
 
     Raises:
         ValueError: the plan's tables are not the fields of the data.
@@ -276,21 +337,14 @@ def train_plan(
             f"{dict(zip(train.field_names, train.cardinalities, strict=True))}, got {rows}"
         )
     width = max(plan.widths.values())
-    with seeded_from(torch.Generator().manual_seed(config.seed)):
+
+    def make_table() -> nn.Module:
         table = VarEmbedding.for_fields(train.cardinalities, width, plan, unify=unify)
         nn.init.normal_(table.weight, std=config.init_std)
-        model = make_model(table)
-    result = train_model(
-        model, train, valid, config, progress=progress, checkpoint=checkpoint, resume=resume
-    )
-    sizes = memory_report(table, result.optimizer).bytes
-    return result, {
-        "metrics": evaluate(model, test),
-        "valid": result.valid,
-        "params": plan.num_params,
-        "params_full": plan.num_params_full,
-        "bytes": {part: sizes[part] for part in ("weights", "index", "unify", "optimizer")},
-        "seconds": result.seconds,
-        "rows_per_second": result.rows_per_second,
-        "epochs": len(result.history),
-    }
+        return table
+
+    result, measured = train_table(
+        make_model, make_table, train, valid, test, config,
+        width=width, progress=progress, checkpoint=checkpoint, resume=resume,
+    )  # fmt: skip
+    return result, {**measured, "params": plan.num_params}
