@@ -9,6 +9,7 @@ from varemb.search.base import (
     StoredTable,
     TrainResult,
 )
+from varemb.search.pep import PEP, PEPConfig
 from varemb.search.supernet import VARIANTS
 from varemb.search.training import (
     TrainConfig,
@@ -20,12 +21,14 @@ from varemb.search.training import (
 )
 
 __all__ = [
+    "PEP",
     "VARIANTS",
     "AutoDim",
     "AutoDimConfig",
     "FieldData",
     "MakeModel",
     "MakeTable",
+    "PEPConfig",
     "SearchResult",
     "StoredTable",
     "TrainConfig",
