@@ -206,12 +206,20 @@ def test_broken_lines_are_named(tmp_path, row, message):
 
 
 @pytest.mark.parametrize("bad", [500, 4321])
-def test_a_broken_line_far_down_is_named(tmp_path, bad):
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        (make_row(i1="x"), "column I1: must be a whole number"),
+        (make_row(2), "column label: must be 0 or 1"),
+        (make_row(c2="123456789"), "column C2: must have at most 8"),
+    ],
+)
+def test_a_broken_line_far_down_is_named(tmp_path, bad, row, message):
     # Threads read ahead of the rows that were delivered.
     rows = [make_row(c1=f"{i % 7}") for i in range(5000)]
-    rows[bad - 1] = make_row(i1="x")
+    rows[bad - 1] = row
     path = write_text(tmp_path / "train.txt", rows)
-    with pytest.raises(ValueError, match=rf"line {bad}, column I1: must be a whole number"):
+    with pytest.raises(ValueError, match=rf"line {bad}, {message}"):
         encoding_module.count_values(CRITEO, path, progress=False, block_bytes=1 << 13)
 
 
