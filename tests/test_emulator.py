@@ -72,6 +72,6 @@ def test_every_mutation_still_finds_its_text(tmp_path):
 
 
 def test_a_mutation_that_finds_no_text_is_refused(tmp_path):
-    stale = mutations.Mutation("stale", "cuda/lookup.cuh", "no such text", "", [])
+    stale = mutations.Mutation("stale", "cuda/lookup.cuh", "no such text", "", mutations.LOOKUP)
     with pytest.raises(RuntimeError, match="must hold its text once, holds it 0 times"):
         stale.apply(tmp_path)

@@ -93,15 +93,15 @@ def build_probes(folder: Path = FOLDER) -> Path:
     return program
 
 
-def rebuild(csrc: Path, changed: str, base: Path, folder: Path) -> Path:
-    """The library with one file of a copy of csrc changed: only what reads it is compiled again."""
-    objects = compile_all([HERE / "fibers.cpp", *sources_of(CSRC)], base)
-    affected = [
-        source
-        for source in sources_of(csrc)
-        if CSRC / changed in [path.resolve() for path in reads(base / f"{source.stem}.o")]
-    ]
-    if not affected:
-        raise RuntimeError(f"{changed} goes into no object")
-    made = {path.name: path for path in compile_all(affected, folder)}
-    return link([made.get(path.name, path) for path in objects], folder / "emulator.so")
+def rebuild(csrc: Path, changed: str, operation: str, folder: Path) -> Path:
+    """The library with one operation compiled from a copy of csrc in which a file was changed.
+
+    Raises:
+        RuntimeError: the operation does not read that file, or does not compile.
+    """
+    objects = compile_all([HERE / "fibers.cpp", *sources_of(CSRC)], FOLDER)
+    if CSRC / changed not in [path.resolve() for path in reads(FOLDER / f"{operation}.o")]:
+        raise RuntimeError(f"{changed} is not part of {operation}")
+    broken = compile_object(csrc / "cuda" / f"{operation}.cu", folder)
+    kept = [path for path in objects if path.name != broken.name]
+    return link([broken, *kept], folder / "emulator.so")
