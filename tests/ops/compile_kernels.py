@@ -19,6 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from varemb.ops.triton import IMPLEMENTATIONS, launch
+from varemb.ops.triton.mixture import lookup_moments
 
 POINTERS = {
     torch.float32: "*fp32", torch.float64: "*fp64", torch.float16: "*fp16",
@@ -83,6 +84,7 @@ def call_lookups(dtype, index_dtype):
     weight, bias = torch.zeros(300, OUTPUTS, dtype=dtype), torch.zeros(4, OUTPUTS, dtype=dtype)
     linear = (values, index, indices, groups, weight, bias, *where)
     ops.lookup_linear(*linear)
+    lookup_moments(values, index, indices, FIELDS, *where)
     ops.lookup_linear_backward(torch.zeros(LOOKUPS, OUTPUTS, dtype=dtype), *linear)
 
 
