@@ -125,7 +125,7 @@ def soft_threshold(e: Tensor, threshold: Tensor) -> Tensor:
 
     Example:
         >>> soft_threshold(torch.tensor([-3.0, 0.5, 2.0]), torch.tensor(1.0))
-        tensor([-2., 0., 1.])
+        tensor([-2.,  0.,  1.])
     """
     return torch.sign(e) * torch.relu(e.abs() - threshold)
 
