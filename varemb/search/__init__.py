@@ -9,7 +9,9 @@ from varemb.search.base import (
     StoredTable,
     TrainResult,
 )
+from varemb.search.mde import Mde, MdeConfig
 from varemb.search.pep import PEP, PEPConfig
+from varemb.search.ras import RandomSearch, RasConfig
 from varemb.search.supernet import VARIANTS
 from varemb.search.training import (
     TrainConfig,
@@ -19,6 +21,7 @@ from varemb.search.training import (
     train_plan,
     train_table,
 )
+from varemb.search.uniform import Uniform, UniformConfig
 
 __all__ = [
     "PEP",
@@ -28,11 +31,17 @@ __all__ = [
     "FieldData",
     "MakeModel",
     "MakeTable",
+    "Mde",
+    "MdeConfig",
     "PEPConfig",
+    "RandomSearch",
+    "RasConfig",
     "SearchResult",
     "StoredTable",
     "TrainConfig",
     "TrainResult",
+    "Uniform",
+    "UniformConfig",
     "evaluate",
     "measure_trained",
     "train_model",

@@ -1,0 +1,79 @@
+"""Every row has the same dim: the full width (FDE), or what a budget of numbers allows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from varemb.budget import fill_budget
+from varemb.plan import SizePlan
+from varemb.search.base import FieldData, MakeModel, SearchResult
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class UniformConfig:
+    """How wide, and how many numbers in all."""
+
+    width: int = _option(32, "D, the width of the model's input")
+    share: float = _option(1.0, "share of the full width's numbers; 1 is FDE")
+    numbers: int = _option(0, "numbers in all, instead of a share; 0 takes the share")
+    seed: int = _option(0, "nothing is random here")
+
+
+class Uniform:
+    """One dim for all rows; nothing is searched.
+
+    At full width the table is a plain one (FDE, "pad"). A budget of E numbers over N rows gives dim
+    floor(E / N), and one more to the first E - N floor(E / N) rows, so that it is met exactly; the
+    rows then reach D through matrices, as those of every other method do.
+
+    Args:
+        config: its settings.
+
+    Example:
+        >>> Uniform(UniformConfig(width=16)).config.share
+        1.0
+    """
+
+    def __init__(self, config: UniformConfig) -> None:
+        self.config = config
+
+    def fit(
+        self,
+        make_model: MakeModel,
+        train: FieldData,
+        valid: FieldData,
+        *,
+        progress: bool = True,
+        checkpoint_dir: Path | None = None,
+        resume: bool = False,
+    ) -> SearchResult:
+        """The plan at once; the arguments are those of every search.
+
+        Returns:
+            The plan, with a score of NaN: no model was trained.
+
+        Raises:
+            ValueError: the budget does not give every row a number, or is above the full width.
+        """
+        config, rows = self.config, sum(train.cardinalities)
+        full = rows * config.width
+        numbers = config.numbers or math.floor(config.share * full)
+        if not rows <= numbers <= full:
+            raise ValueError(
+                f"uniform: {rows:,} rows of at most {config.width} numbers take {rows:,} to "
+                f"{full:,} numbers, got {numbers:,}"
+            )
+        dims = fill_budget(np.ones(rows), np.full(rows, config.width), numbers, power=0)
+        ends = np.cumsum(train.cardinalities)[:-1]
+        tables = dict(zip(train.field_names, np.split(dims, ends), strict=True))
+        plan = SizePlan(tables, config.width)
+        return SearchResult(plan, math.nan, [], 0.0, unify="pad" if numbers == full else "linear")
