@@ -62,9 +62,8 @@ std::tuple<Tensor, Tensor> lookup_bag(
   dispatch_values(op, values, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
     const auto call = pooled<T>(values, table, rows, per_sample_weights, limits, bags, padding_idx);
-    // As many rows on their way as 64 registers allow.
+    // As many rows on their way as registers allow.
     constexpr int kSumRows = 2;
-    constexpr int kMeanRows = sizeof(T) == 2 ? 1 : 2;
     constexpr int kMaxRows = sizeof(T) == 8 ? 1 : 2;
     dispatch_lanes(width, [&](auto lanes) {
       constexpr int kLanes = decltype(lanes)::count;
@@ -77,7 +76,7 @@ std::tuple<Tensor, Tensor> lookup_bag(
         return;
       }
       const auto kernel = pool == Pool::kMean
-                              ? lookup_bag_sum_forward_kernel<T, kLanes, kMeanRows, true>
+                              ? lookup_bag_sum_forward_kernel<T, kLanes, kSumRows, true>
                               : lookup_bag_sum_forward_kernel<T, kLanes, kSumRows, false>;
       device.launch(kernel, device.blocks<kLanes>(bags.bags), call, mutable_data<T>(out));
     });

@@ -8,10 +8,13 @@
 namespace varemb {
 namespace {
 
-// Blocks that a multiprocessor must hold at once, so that enough rows are on their way: 64
-// registers a thread, more only where numbers take two.
+// Blocks that a multiprocessor must hold at once, so that enough rows are on their way: at most 72
+// registers a thread for float, a few more for 16 bits, twice as many for double. One block more
+// makes the compiler keep numbers in memory.
 template <typename T>
-constexpr int kBlocks = sizeof(T) == 8 ? 4 : 8;
+constexpr int kBlocks = sizeof(T) == 8   ? 4
+                        : sizeof(T) == 4 ? 7
+                                         : 6;
 
 constexpr int kMaxColumns = 8;  // that a lane keeps for the maximum
 

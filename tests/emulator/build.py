@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,7 +51,8 @@ def compile_object(source: Path, folder: Path) -> Path:
     inputs = reads(compiled)
     if not inputs or not is_newer(compiled, [*inputs, Path(__file__)]):
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{source.stem}.partial"
+        # Its own name: another process may compile the same file.
+        partial = folder / f"{source.stem}.{os.getpid()}.{threading.get_ident()}.partial"
         run([COMPILER, *FLAGS, "-MD", "-MF", str(compiled.with_suffix(".d")), "-c", str(source),
              "-o", str(partial)])  # fmt: skip
         partial.rename(compiled)
