@@ -1,17 +1,14 @@
 """Compiles every Triton kernel for a GPU that need not be there, and prints what came out.
 
-Run as a program, because Triton decides when it is imported whether kernels are interpreted:
+Run as a program, without TRITON_INTERPRET, which Triton reads when kernels are defined:
 `python tests/ops/compile_kernels.py 80:bfloat16 90:float32`, each a compute capability and a dtype
 of the rows. Each operation is called as on a GPU, but a launch compiles the kernel, down to machine
 code by Triton's own assembler, instead of running it. One line per kernel and variant: capability,
 kernel, bytes of machine code, whether its assert is in there, and what distinguishes the variant.
 """
 
-import os
 import sys
 from types import SimpleNamespace
-
-os.environ["TRITON_INTERPRET"] = "0"
 
 import torch
 import triton
