@@ -1,0 +1,126 @@
+import math
+
+import pytest
+import torch
+
+from varemb.search.base import StoredTable
+from varemb.search.quantized import Marks, QuantizedTable, bits_for, pack_bits, read_bits
+
+
+@pytest.mark.parametrize("bits", [1, 3, 5, 6, 8, 11, 16])
+@pytest.mark.parametrize("count", [1, 7, 8, 100])
+def test_packed_codes_read_back_and_have_no_gaps(bits, count):
+    codes = torch.randint(2**bits, (count,), generator=torch.Generator().manual_seed(0))
+    codes[-1] = 2**bits - 1
+    packed = pack_bits(codes, bits)
+    assert packed.nbytes == math.ceil(count * bits / 8) + 2
+    assert torch.equal(read_bits(packed, torch.arange(count), bits), codes)
+
+
+@pytest.mark.parametrize("rows", [1, 64, 65, 300])
+def test_marks_count_the_rows_before(rows):
+    marked = torch.rand(rows, generator=torch.Generator().manual_seed(0)) < 0.3
+    found, before = Marks(marked).find(torch.arange(rows))
+    assert torch.equal(found, marked)
+    assert torch.equal(before, marked.cumsum(0) - marked.long())
+
+
+def make_table(head=None, centroids=6, tail=2):
+    torch.manual_seed(0)
+    return QuantizedTable([70, 5], 4, 2, centroids, 0.25, 1.0, head, tail)
+
+
+def all_ids():
+    return torch.stack([torch.arange(70), torch.arange(70) % 5], 1)
+
+
+def naive(table, ids):
+    """Distance, normalisation by the running statistics, nearest: one group at a time."""
+    dense, (fields, groups, centroids, size) = table.queries.to_dense(), table.codebook.shape
+    mean = table.norm.running_mean.view(fields, groups, centroids)
+    std = (table.norm.running_var + table.norm.eps).sqrt().view(fields, groups, centroids)
+    out = torch.empty(*ids.shape, groups * size)
+    for b in range(len(ids)):
+        for f in range(fields):
+            row = int(ids[b, f]) + (0, 70)[f]
+            for g in range(groups):
+                q = dense[row, g * size : (g + 1) * size]
+                distances = (q - table.codebook[f, g]).square().sum(1)
+                scores = ((distances - mean[f, g]) / std[f, g])[: table.limits[row]]
+                code = int(scores.argmin())
+                out[b, f, g * size : (g + 1) * size] = table.codebook[f, g, code]
+    return out
+
+
+@pytest.mark.parametrize("is_tiered", [False, True])
+def test_serving_reads_the_nearest_centroids_from_packed_codes(is_tiered):
+    head = torch.rand(75, generator=torch.Generator().manual_seed(1)) < 0.4
+    table, ids = make_table(head if is_tiered else None), all_ids()
+    for _ in range(5):
+        table(ids)  # moves the running statistics
+    table.eval()
+    torch.testing.assert_close(table(ids), naive(table, ids))
+    if is_tiered:
+        codes = table.codes()
+        assert codes[~head].max() < 2 <= codes[head].max()
+
+
+def test_serving_follows_the_weights():
+    table, ids = make_table().eval(), all_ids()
+    before = table(ids)
+    with torch.no_grad():
+        table.queries.weight.neg_()
+    assert not torch.equal(table(ids), before)
+    torch.testing.assert_close(table(ids), naive(table, ids))
+    table.load_state_dict(make_table().state_dict())
+    assert torch.equal(table(ids), before)
+
+
+def test_training_gives_centroids_and_the_queries_their_gradient():
+    table, ids = make_table(), all_ids()
+    out = table(ids)
+    batch = table._distances(table.queries(ids)).flatten(1)
+    scores = (batch - batch.mean(0)) / (batch.var(0, unbiased=False) + 1e-5).sqrt()
+    codes = scores.view(70, 2, 2, 6).argmin(3)
+    groups = torch.arange(2)
+    expected = torch.stack([table.codebook[f][groups, codes[:, f]] for f in range(2)], 1)
+    torch.testing.assert_close(out, expected.flatten(2))
+    out.sum().backward()
+    assert torch.equal(table.queries.weight.grad.view(75, 4)[:70], torch.ones(70, 4))
+    assert table.codebook.grad is None
+
+
+def test_the_penalty_by_its_formula():
+    table, ids = make_table(), all_ids()
+    out = table(ids).detach().view(70, 2, 2, 2)
+    queries = table.queries(ids).detach().view(70, 2, 2, 2)
+    squared = (out - queries).square().sum(3).mean()
+    torch.testing.assert_close(table.penalty().detach(), 1.25 * squared)
+    table.penalty().backward()
+    pull = 0.25 * 2 * (queries - out)[:, 0].flatten(1) / (70 * 2 * 2)
+    torch.testing.assert_close(table.queries.weight.grad.view(75, 4)[:70], pull)
+    total = (2 * (out - queries) / (70 * 2 * 2)).sum((0, 3))
+    torch.testing.assert_close(table.codebook.grad.sum((2, 3)), total)
+    table.eval()(ids)
+    assert float(table.penalty()) == 0
+
+
+def test_bytes_are_those_of_codes_and_centroids():
+    table = make_table(centroids=32)
+    assert isinstance(table, StoredTable) and bits_for(32) == 5
+    bits, numbers = 75 * 2 * 5, 2 * 2 * 32 * 2
+    assert table.num_params == math.ceil(bits / 32) + numbers
+    assert table.num_params_training == 75 * 4 + numbers
+    weights = math.ceil(bits / 8) + 2 + 4 * numbers
+    assert table.num_bytes() == {"weights": weights, "index": 8 * 3, "unify": 0}
+
+
+def test_bytes_of_two_tiers():
+    head = torch.arange(75) < 10
+    table = make_table(head, centroids=256, tail=64)
+    numbers = 2 * 2 * 256 * 2
+    assert table.num_params == math.ceil((10 * 2 * 8 + 65 * 2 * 6) / 32) + numbers
+    weights = (20 + 2) + (math.ceil(65 * 2 * 6 / 8) + 2) + 4 * numbers
+    marks = 128 // 8 + 2 + 2 * 4
+    assert table.num_bytes() == {"weights": weights, "index": marks + 8 * 3, "unify": 0}
+    assert sum(t.nbytes for t in table.stored().values()) == weights + marks + 24
