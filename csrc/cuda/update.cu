@@ -37,14 +37,11 @@ Acc* checked_state(
 }
 
 template <typename T>
-const int64_t* checked_rounding(
-    const char* op,
-    const Tensor& values,
-    const std::optional<Tensor>& rounding) {
+const int64_t* checked_rounding(const char* op, const std::optional<Tensor>& rounding) {
   if (!rounding) return nullptr;
   check(
       sizeof(T) == 2, op, ": rounding needs values of float16 or bfloat16, got ",
-      torch::headeronly::toString(values.scalar_type()));
+      sizeof(T) == sizeof(float) ? "float32" : "float64");
   check(
       rounding->scalar_type() == ScalarType::Long && rounding->dim() == 1 &&
           rounding->size(0) == 2 && rounding->is_contiguous(),
@@ -69,7 +66,7 @@ void dispatch_sink(const Device& device, const Step& step, const Body& body) {
       is_row_wise ? step.num_rows : numbers);
   Acc* const state2 =
       checked_state<Acc>(op, "state2", step.state2, step.algorithm == Algorithm::kAdam, numbers);
-  const int64_t* const rounding = checked_rounding<T>(op, step.values, step.rounding);
+  const int64_t* const rounding = checked_rounding<T>(op, step.rounding);
   const Tensor memory = device.scratch<Constants<Acc>>(1);
   auto* const constants = mutable_data<Constants<Acc>>(memory);
   device.launch(constants_kernel<Acc>, 1, data<double>(hyper), constants);
