@@ -16,6 +16,7 @@ LAYERS = [
     {""},
     {"__main__"},
     {"cli"},
+    {"compare", "options"},
     {"experiment"},
     {"report"},
     {"runs"},
@@ -28,7 +29,7 @@ LAYERS = [
 ]
 TESTING_SEES = {"storage", "plan", "ops", "rows", "_native", "files", "budget"}
 REQUIRED = {"torch", "numpy", "safetensors"}
-OPTIONAL = {"matplotlib", "pyarrow", "sklearn", "tqdm"}
+OPTIONAL = {"matplotlib", "pyarrow", "scipy", "sklearn", "tqdm"}
 
 OPERATIONS = ("lookup", "lookup_bag", "lookup_linear", "coalesce", "update", "repack")
 # Rooms of an operation; a room that this release does not have asks for nothing.

@@ -1,4 +1,4 @@
-"""The command line: `varemb info | demo | search | train | report | bench`.
+"""The command line: `varemb info | demo | search | train | compare | report | bench`.
 
 An error of the user is one line and exit code 2; Ctrl-C is one line that says how to continue and
 exit code 130.
@@ -7,7 +7,6 @@ exit code 130.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 import importlib.metadata
 import shlex
@@ -15,11 +14,21 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
+from varemb.compare import (
+    METHODS,
+    Comparison,
+    Grid,
+    all_configs,
+    own_fields,
+    run_compare,
+    setting_option,
+)
 from varemb.experiment import (
     DATA,
     MODELS,
@@ -33,6 +42,15 @@ from varemb.experiment import (
     train_option,
 )
 from varemb.info import build_info
+from varemb.options import (
+    add_config,
+    names,
+    read_config,
+    real_numbers,
+    seeds,
+    seeds_of,
+    whole_numbers,
+)
 from varemb.plan import SizePlan
 from varemb.report import write_report
 from varemb.runs import load_run
@@ -43,14 +61,6 @@ _EXTRAS = {
     "scikit-learn": "data",
     "tqdm": "data",
     "matplotlib": "plots",
-}
-_HELP = {
-    "batch_size": "rows of a batch",
-    "lr": "learning rate of Adam",
-    "weight_decay": "L2 of the tables",
-    "init_std": "of the tables' first numbers",
-    "max_epochs": "epochs at most",
-    "patience": "epochs without a better validation AUC before it stops",
 }
 
 
@@ -99,6 +109,8 @@ def _say(line: str) -> None:
 
 
 def _stopped(options: argparse.Namespace, words: Sequence[str]) -> str:
+    if options.run is _compare:
+        return f"stopped; continue with: varemb {shlex.join(words)}"
     is_kept = hasattr(options, "resume") and (options.out or options.run is not _demo)
     if not is_kept:
         return "stopped"
@@ -119,6 +131,7 @@ def _build_parser() -> _Parser:
     _add_demo(commands)
     _add_search(commands)
     _add_train(commands)
+    _add_compare(commands)
     _add_report(commands)
     _add_bench(commands)
     return parser
@@ -184,42 +197,7 @@ def _add_search(commands: Any) -> None:
         "varemb search autodim --data ml-1m --data-dir data --candidates 2,4,8,16 --seed 0",
     )
     _add_task(autodim)
-    _add_config(autodim, "options of AutoDim", AutoDimConfig, search_option)
-
-
-def _add_config(
-    command: argparse.ArgumentParser, title: str, config: Any, option: Callable[[str], str]
-) -> None:
-    group = command.add_argument_group(title)
-    for field in dataclasses.fields(config):
-        if field.name == "seed":
-            continue
-        name, default = option(field.name), field.default
-        kind: Any = _whole_numbers if isinstance(default, tuple) else type(default)
-        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
-        text = field.metadata.get("help") or _HELP.get(field.name, "")
-        if kind is bool:
-            group.add_argument(
-                name, dest=name, action=argparse.BooleanOptionalAction, default=default, help=text
-            )
-            continue
-        group.add_argument(
-            name,
-            dest=name,
-            type=kind,
-            default=default,
-            metavar="X" if kind is float else "NAME" if kind is str else "N",
-            help=f"{text} (default {shown})".strip(),
-        )
-
-
-def _read_config(options: argparse.Namespace, config: Any, option: Callable[[str], str]) -> Any:
-    values = {
-        field.name: vars(options)[option(field.name)]
-        for field in dataclasses.fields(config)
-        if field.name != "seed"
-    }
-    return config(**values, seed=options.seed)
+    add_config(autodim, "options of AutoDim", AutoDimConfig, search_option)
 
 
 def _add_train(commands: Any) -> None:
@@ -250,7 +228,49 @@ def _add_task(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, help="run folder (default: below runs/)")
     command.add_argument("--resume", action="store_true", help="continue the run in the folder")
     _add_threads(command)
-    _add_config(command, "options of training", TrainConfig, train_option)
+    add_config(command, "options of training", TrainConfig, train_option)
+
+
+def _add_compare(commands: Any) -> None:
+    compare = _add(
+        commands,
+        "compare",
+        _compare,
+        "compare methods over seeds and models: tables, t-tests, and quality against bytes",
+        "varemb compare --data ml-1m --data-dir data --methods fde,mde,ras,autodim --seeds 5",
+    )
+    add = compare.add_argument
+    add("--data", required=True, choices=sorted(DATA), help="the data set")
+    add("--data-dir", type=Path, help="folder with the data set's files")
+    add("--model", type=names, default=("wide-deep",), metavar="NAME,...",
+        help=f"of {', '.join(MODELS)} (default wide-deep)")  # fmt: skip
+    add("--methods", type=names, required=True, metavar="NAME,...",
+        help=f"of {', '.join(METHODS)}; name:5 for seeds of its own")  # fmt: skip
+    add("--seeds", type=seeds, default=(0, 1, 2), metavar="N",
+        help="5 for 0 to 4, or these: 1,7 (default 3)")  # fmt: skip
+    add("--candidates", type=whole_numbers, default=(2, 8, 16, 24, 32), metavar="N,...",
+        help="dims to choose from; the last is the width (default 2,8,16,24,32)")  # fmt: skip
+    add("--out", type=Path, help="folder of the cells and tables (default: below runs/); "
+        "the same command goes on where it stopped")  # fmt: skip
+    add("--tune", action="store_true",
+        help="tune every method alike, on validation, with each model's first seed")  # fmt: skip
+    add("--tune-lr", type=real_numbers, default=(3e-4, 1e-3, 3e-3), metavar="X,...",
+        help="learning rates to try (default 0.0003,0.001,0.003)")  # fmt: skip
+    add("--tune-weight-decay", type=real_numbers, default=(1e-3, 3e-3), metavar="X,...",
+        help="weight decays to try (default 0.001,0.003)")  # fmt: skip
+    add("--transfer-from", choices=sorted(MODELS), help="train the other models with its plans")
+    add("--f-sweep", type=whole_numbers, default=(), metavar="N,...", help="AutoDim with these f")
+    add("--stability", action="store_true", help="correlation of the dims over the seeds")
+    add("--importance", action="store_true", help="models of a single field beside the dims")
+    _add_threads(compare)
+    add_config(compare, "options of training", TrainConfig, train_option)
+    for config in all_configs():
+        name = config.__name__.removesuffix("Config")
+        fields = [field.name for field in own_fields(config)]
+        add_config(
+            compare, f"options of {name}", config, partial(setting_option, config),
+            only=fields, is_sparse=True,
+        )  # fmt: skip
 
 
 def _add_report(commands: Any) -> None:
@@ -274,15 +294,6 @@ def _add_bench(commands: Any) -> None:
         "varemb bench lookup",
     )
     bench.add_argument("operation", metavar="OP", help="lookup, lookup_bag, update or all")
-
-
-def _whole_numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"must be whole numbers with commas between, such as 2,4,8, got {text!r}"
-        ) from None
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -324,7 +335,7 @@ def _set_threads(threads: int) -> None:
 
 def _task(options: argparse.Namespace) -> Task:
     _set_threads(options.threads)
-    training = _read_config(options, TrainConfig, train_option)
+    training = TrainConfig(**read_config(options, TrainConfig, train_option), seed=options.seed)
     return load_task(options.data, options.data_dir, options.model, training)
 
 
@@ -334,7 +345,7 @@ def _place(options: argparse.Namespace, kind: str) -> Place:
 
 
 def _search(options: argparse.Namespace) -> int:
-    config = _read_config(options, AutoDimConfig, search_option)
+    config = AutoDimConfig(**read_config(options, AutoDimConfig, search_option), seed=options.seed)
     run_search(_task(options), config, _place(options, "autodim"))
     return 0
 
@@ -343,6 +354,31 @@ def _train(options: argparse.Namespace) -> int:
     plan = SizePlan.load(options.plan)
     run_train(_task(options), plan, options.unify, _place(options, "train"))
     return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    _set_threads(options.threads)
+    given = {setting_option(config, field.name) for config in all_configs()
+             for field in own_fields(config)}  # fmt: skip
+    failures = run_compare(
+        Comparison(
+            options.data,
+            options.data_dir,
+            options.model,
+            seeds_of(options.methods, options.seeds),
+            options.out or Path("runs") / f"compare-{options.data}",
+            TrainConfig(**read_config(options, TrainConfig, train_option)),
+            options.candidates,
+            {name: value for name, value in vars(options).items() if name in given},
+            Grid(options.tune_lr, options.tune_weight_decay) if options.tune else Grid(),
+            options.transfer_from,
+            options.f_sweep,
+            options.stability,
+            options.importance,
+        ),
+        trace=options.traceback,
+    )
+    return 1 if failures else 0
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import dataclasses
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ class Task:
     valid: ClickData
     test: ClickData
     training: TrainConfig
+    width: int = 0  # of a comparison, in which all methods share it; 0 elsewhere
 
     def make_model(self, width: int) -> MakeModel:
         """Builds the model around a table of that width."""
@@ -86,13 +88,11 @@ class Task:
 
     def options(self) -> dict[str, Any]:
         """What decides a result of this task: option of the command line -> value."""
-        parts = (self.train, self.valid, self.test)
-        arrays = [array for part in parts for array in (part.ids.numpy(), part.labels.numpy())]
         return {
             "--data": self.data,
             "--model": self.model,
             **{train_option(name): value for name, value in asdict(self.training).items()},
-            "content of --data-dir": f"checksum {_checksum(arrays):08x}",
+            "content of --data-dir": _data_checksum(self.train, self.valid, self.test),
         }
 
 
@@ -113,6 +113,17 @@ def _checksum(arrays: Iterable[npt.NDArray[Any]]) -> int:
     for array in arrays:
         value = zlib.crc32(np.ascontiguousarray(array).data, value)
     return value
+
+
+@lru_cache(maxsize=1)  # the cells of a comparison share their data
+def _data_checksum(*parts: ClickData) -> str:
+    arrays = [array for part in parts for array in (part.ids.numpy(), part.labels.numpy())]
+    return f"checksum {_checksum(arrays):08x}"
+
+
+def plan_checksum(plan: SizePlan) -> str:
+    """What tells a plan from another in the options of a run."""
+    return f"checksum {_checksum([plan[name] for name in plan]):08x}"
 
 
 @dataclass(frozen=True)
@@ -221,7 +232,7 @@ def run_train(
     """
     check_plan(plan, task)
     options = {"command": "train", **task.options(), "--unify": unify}
-    options["content of --plan"] = f"checksum {_checksum([plan[name] for name in plan]):08x}"
+    options["content of --plan"] = plan_checksum(plan)
     with open_run(place.folder, options, resume=place.resume) as is_finished:
         if place.folder and is_finished:
             return _show_finished(place.folder, say)

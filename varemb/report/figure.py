@@ -16,17 +16,17 @@ import numpy as np
 from varemb.report.table import PARTS, format_bytes, method_name, total_bytes
 from varemb.runs import Run
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "D", "v", "P")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
 _PART_COLORS = {
     "weights": "#44546A",
     "index": "#E69F00",
     "unify": "#009E73",
     "optimizer": "#A9B4C2",
 }
-_INK, _MUTED, _GRID = "#222222", "#666666", "#dddddd"
+INK, _MUTED, _GRID = "#222222", "#666666", "#dddddd"
 
-_STYLE: Any = {
+STYLE: Any = {
     "figure.constrained_layout.h_pad": 0.18,
     "figure.constrained_layout.w_pad": 0.14,
     "font.size": 10,
@@ -35,16 +35,16 @@ _STYLE: Any = {
     "axes.titlelocation": "left",
     "axes.titlepad": 10,
     "axes.edgecolor": _MUTED,
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": True,
     "grid.color": _GRID,
     "grid.linewidth": 0.8,
-    "text.color": _INK,
+    "text.color": INK,
     "xtick.color": _MUTED,
-    "ytick.color": _INK,
+    "ytick.color": INK,
     "figure.facecolor": "white",
 }
 
@@ -66,7 +66,7 @@ def draw_report(runs: Sequence[Run], title: str) -> bytes:
     except ImportError:
         raise ImportError("the report needs matplotlib: pip install 'varemb[plots]'") from None
     fields = len(runs[0].plan)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         height = max(4.0, 0.30 * fields + 1.4)
         figure = Figure(figsize=(10, height + 4.6), layout="constrained")
         FigureCanvasAgg(figure)
@@ -85,7 +85,7 @@ def draw_report(runs: Sequence[Run], title: str) -> bytes:
 def _method_styles(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
     methods = dict.fromkeys(result["method"] for run in runs for result in run.results)
     return {
-        method: (_COLORS[i % len(_COLORS)], _MARKERS[i % len(_MARKERS)])
+        method: (COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)])
         for i, method in enumerate(methods)
     }
 
@@ -99,20 +99,20 @@ def _draw_dims(axes: Any, runs: Sequence[Run]) -> None:
     dims = means.mean(0)
     widths = [plan.widths[name] for name in names]
     axes.barh(places, widths, 0.72, color="#eeeeee")
-    axes.barh(places, dims, 0.72, color=_COLORS[0])
+    axes.barh(places, dims, 0.72, color=COLORS[0])
     if len(same) > 1:
         for points in means:
-            axes.plot(points, places, "o", ms=4, mfc="white", mec=_INK, mew=0.8, clip_on=False)
+            axes.plot(points, places, "o", ms=4, mfc="white", mec=INK, mew=0.8, clip_on=False)
     planted = runs[0].metrics.get("planted")
     if isinstance(planted, dict):
         values = [planted.get(name, np.nan) for name in names]
-        axes.plot(values, places, "D", ms=7, mfc="none", mec=_COLORS[1], mew=1.6, label="planted")
+        axes.plot(values, places, "D", ms=7, mfc="none", mec=COLORS[1], mew=1.6, label="planted")
         axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.99), frameon=False)
     for place, name in enumerate(names):
         low, high = (int(plan[name].min()), int(plan[name].max())) if len(plan[name]) else (0, 0)
         text = f"{dims[place]:.3g}" if low == high else f"{low} to {high}, mean {dims[place]:.3g}"
         axes.text(
-            max(widths) * 1.02, place, text, va="center", ha="left", color=_INK, fontweight="bold"
+            max(widths) * 1.02, place, text, va="center", ha="left", color=INK, fontweight="bold"
         )
     axes.set_yticks(places, [f"{name}  ({len(plan[name]):,})" for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -130,7 +130,7 @@ def _mean_dim(dims: np.ndarray[Any, Any]) -> float:
 
 def _draw_quality(axes: Any, runs: Sequence[Run], styles: dict[str, tuple[str, str]]) -> None:
     results = [result for run in runs for result in run.results]
-    unit, factor = _unit(max(map(_table_bytes, results)))
+    unit, factor = byte_unit(max(map(_table_bytes, results)))
     for method, (color, marker) in styles.items():
         mine = [result for result in results if result["method"] == method]
         x = [_table_bytes(result) / factor for result in mine]
@@ -162,7 +162,8 @@ def _table_bytes(result: dict[str, Any]) -> int:
     return total_bytes(result) - int(result["bytes"].get("optimizer", 0))
 
 
-def _unit(most: float) -> tuple[str, float]:
+def byte_unit(most: float) -> tuple[str, float]:
+    """The unit of an axis that ends at so many bytes, and its size."""
     for unit, factor in (("GiB", 1024.0**3), ("MiB", 1024.0**2), ("KiB", 1024.0)):
         if most >= 2 * factor:
             return unit, factor
@@ -212,7 +213,7 @@ def _draw_memory(axes: Any, runs: Sequence[Run]) -> None:
         for method in methods
     }
     totals = [sum(parts[method].values()) for method in methods]
-    unit, factor = _unit(max(totals))
+    unit, factor = byte_unit(max(totals))
     left = np.zeros(len(methods))
     for part in PARTS:
         sizes = np.array([parts[method][part] for method in methods]) / factor

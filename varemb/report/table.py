@@ -20,19 +20,33 @@ HEAD = (
     "seconds",
 )
 
-_NAMES = {"autodim": "AutoDim", "autodim-s": "AutoDim-s", "fde": "FDE", "plan": "plan"}
+_NAMES = {
+    "autodim": "AutoDim",
+    "autodim-s": "AutoDim-s",
+    "autoemb": "AutoEmb",
+    "darts": "DARTS",
+    "dpq": "DPQ",
+    "fde": "FDE",
+    "mde": "MDE",
+    "mgqe": "MGQE",
+    "nis": "NIS",
+    "optembed": "OptEmbed",
+    "pep": "PEP",
+    "ras": "RaS",
+}
 
 
 def method_name(method: str) -> str:
     """How a method is written for people.
 
     Example:
-        >>> method_name("autodim-s"), method_name("autodim-ad-1")
-        ('AutoDim-s', 'AutoDim AD-1')
+        >>> method_name("autodim-s"), method_name("autodim-ad-1"), method_name("ras-from-fm")
+        ('AutoDim-s', 'AutoDim AD-1', 'RaS from fm')
     """
+    method, _, source = method.partition("-from-")
     name, _, variant = method.partition("-ad-")
     shown = _NAMES.get(name, name)
-    return f"{shown} AD-{variant}" if variant else shown
+    return shown + (f" AD-{variant}" if variant else "") + (f" from {source}" if source else "")
 
 
 def format_bytes(count: float) -> str:
