@@ -62,12 +62,16 @@ def logloss(model: nn.Module, data: FieldData, rows: Tensor) -> Tensor:
 
 
 def gradient_step(
-    loss: Tensor, optimizers: Iterable[torch.optim.Optimizer], clip: float | None = None
+    loss: Tensor,
+    optimizers: Iterable[torch.optim.Optimizer],
+    clip: float | None = None,
+    only: Sequence[Tensor] | None = None,
 ) -> float:
     """One step down the loss; returns it.
 
     Args:
-        clip: largest norm of the gradient of an optimizer's parameters.
+        clip: largest norm of the gradient.
+        only: the parameters that move; the others of the optimizers see no gradient.
 
     Raises:
         FloatingPointError: the loss is not finite; the weights are left as they were.
@@ -76,11 +80,13 @@ def gradient_step(
     if not math.isfinite(value):
         raise FloatingPointError(f"search: the loss is {value}; try a smaller learning rate")
     parameters = [p for o in optimizers for group in o.param_groups for p in group["params"]]
-    gradients = torch.autograd.grad(loss, parameters)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
+    for parameter in parameters:
+        parameter.grad = None
+    moved = parameters if only is None else list(only)
+    for parameter, gradient in zip(moved, torch.autograd.grad(loss, moved), strict=True):
         parameter.grad = gradient
     if clip is not None:
-        nn.utils.clip_grad_norm_(parameters, clip)
+        nn.utils.clip_grad_norm_(moved, clip)
     for optimizer in optimizers:
         optimizer.step()
     return value
