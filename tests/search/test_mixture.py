@@ -13,7 +13,7 @@ from varemb.search.base import StoredTable
 from varemb.search.darts import DARTS, DARTSConfig, LogitSelector
 from varemb.search.epochs import count_rows
 from varemb.search.mixture import MixtureTable
-from varemb.search.training import measure_trained
+from varemb.search.training import evaluate, measure_trained
 
 IDS, CANDIDATES = 30, (2, 8)
 SETTINGS = {"candidates": CANDIDATES, "f": 2, "max_epochs": 5, "batch_size": 200}
@@ -195,13 +195,13 @@ def test_a_training_killed_between_epochs_resumes_bit_for_bit(method, tmp_path, 
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_training_stops_without_a_better_epoch(method):
-    found = fit(
-        changed(method, lr=0.0, selector_lr=1e-9, patience=2, max_epochs=9), make_parts(500)
-    )
+def test_training_stops_without_a_better_epoch_and_returns_the_best(method):
+    parts = make_parts(1000)
+    found = fit(changed(method, lr=0.1, patience=2, max_epochs=9), parts)
     scores = [record["valid"]["auc"] for record in found.history]
     best = scores.index(max(scores))
     assert len(scores) == best + 1 + 2 < 9
+    assert evaluate(found.trained.model, parts[1]) == found.trained.valid
 
 
 @pytest.mark.parametrize(
