@@ -91,7 +91,7 @@ def load_cell(folder: Path) -> Result | None:
 
 
 def run_cell(
-    cell: Cell, task: Task, config: Any, plan: SizePlan | None, grid: Grid, folder: Path
+    cell: Cell, task: Task, config: Any, given: SearchResult | None, grid: Grid, folder: Path
 ) -> Result:
     """Runs a cell, or continues it; a finished one is only read.
 
@@ -99,41 +99,41 @@ def run_cell(
         cell: what it is.
         task: model, data and training.
         config: settings of its method.
-        plan: what is trained instead of searching, or None.
+        given: a plan and its unify, trained instead of searching; or None.
         grid: what is tuned here.
         folder: where it lives.
 
     Returns:
-        metrics.json: as of every run, and group, dims (mean dim per field), score (validation AUC
-        while searching), lr, weight_decay, and with a grid tuned (validation AUC of every setting).
+        metrics.json: as of every run, and group, dims (mean dim per field), unify, score
+        (validation AUC while searching), lr, weight_decay, and with a grid tuned (validation AUC
+        of every setting).
 
     Raises:
         ValueError: the folder holds a run with other options, or what search and training raise.
     """
     options = {"command": "compare", "method": cell.label, **task.options()}
-    if plan is None:
+    if given is None or given.plan is None:
         options |= config_options(config)
     else:
-        options["content of the plan"] = plan_checksum(plan)
+        options["content of the plan"] = plan_checksum(given.plan)
     if len(grid.points(task.training)) > 1:
         options |= {"--tune-lr": grid.lr, "--tune-weight-decay": grid.weight_decay}
     with open_run(folder, options, resume=folder.exists() and any(folder.iterdir())) as is_finished:
         finished = load_cell(folder) if is_finished else None
-        return finished or _run(cell, task, config, plan, grid, folder)
+        return finished or _run(cell, task, config, given, grid, folder)
 
 
 def _run(
-    cell: Cell, task: Task, config: Any, plan: SizePlan | None, grid: Grid, folder: Path
+    cell: Cell, task: Task, config: Any, given: SearchResult | None, grid: Grid, folder: Path
 ) -> Result:
     method, points = find_method(cell.method), grid.points(task.training)
-    found = _given(plan) if plan else None
+    found = given
     best: tuple[SearchResult, TrainResult, Result, TrainConfig] | None = None
     tuned = []
     for number, training in enumerate(points):
         place = folder / CHECKPOINT / f"setting{number}"
-        if plan is None and (found is None or method.shared):
+        if found is None or (given is None and method.shared):
             found = _search(method, task, config, training, place)
-        assert found is not None
         trained, measured = _train(task, found, training, place / "train.safetensors")
         auc = trained.valid["auc"]
         tuned.append({"lr": training.lr, "weight_decay": training.weight_decay, "auc": auc})
@@ -159,8 +159,14 @@ def _run(
     return result
 
 
-def _given(plan: SizePlan) -> SearchResult:
-    return SearchResult(plan, math.nan, [], 0.0)
+def given_plan(folder: Path) -> SearchResult:
+    """What the finished cell in a folder found, for another model to be trained with.
+
+    Raises:
+        FileNotFoundError: its storage is no plan.
+    """
+    result: Result = load_json(folder / METRICS)
+    return SearchResult(SizePlan.load(folder / PLAN), math.nan, [], 0.0, unify=result["unify"])
 
 
 def _search(
@@ -212,6 +218,7 @@ def _describe(found: SearchResult, trained: TrainResult, cell: Cell) -> Result:
     return {
         "score": found.score if math.isfinite(found.score) else None,
         "dims": None if plan is None else {name: float(plan[name].mean()) for name in plan},
+        "unify": found.unify,
         "search_seconds": found.seconds,
         "train_seconds": train_seconds,
         "seconds": found.seconds + train_seconds,

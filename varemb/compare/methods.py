@@ -11,12 +11,14 @@ from typing import Any, Protocol
 
 from varemb.experiment import train_option
 from varemb.search import (
+    PEP,
     AutoDim,
     AutoDimConfig,
     FieldData,
     MakeModel,
     Mde,
     MdeConfig,
+    PEPConfig,
     RandomSearch,
     RasConfig,
     SearchResult,
@@ -24,6 +26,9 @@ from varemb.search import (
     Uniform,
     UniformConfig,
 )
+from varemb.search.dpq import DPQ, DPQConfig
+from varemb.search.mgqe import MGQE, MGQEConfig
+from varemb.search.optembed import OptEmbed, OptEmbedConfig
 
 Settings = Mapping[str, Any]  # option of the command line -> value that was given
 
@@ -67,6 +72,10 @@ METHODS: dict[str, Method] = {
     "uniform": Method(Uniform, UniformConfig),
     "mde": Method(Mde, MdeConfig),
     "ras": Method(RandomSearch, RasConfig),
+    "dpq": Method(DPQ, DPQConfig, has_plan=False),
+    "mgqe": Method(MGQE, MGQEConfig, has_plan=False),
+    "pep": Method(PEP, PEPConfig, has_plan=False),
+    "optembed": Method(OptEmbed, OptEmbedConfig),
     "autodim-s": Method(AutoDim, AutoDimConfig, {"joint": True}),
     "autodim": Method(AutoDim, AutoDimConfig, {"joint": False}),
     **{

@@ -20,6 +20,7 @@ from varemb.compare.cells import (
     Cell,
     Grid,
     chosen_training,
+    given_plan,
     load_cell,
     only_field,
     run_cell,
@@ -28,7 +29,6 @@ from varemb.compare.methods import find_method, make_config
 from varemb.compare.order import Comparison, check_comparison, make_cells, needed
 from varemb.experiment import Result, Task, load_task
 from varemb.files import atomic_write, save_json
-from varemb.plan import SizePlan
 from varemb.report import (
     Table,
     draw_tradeoff,
@@ -41,7 +41,6 @@ from varemb.report import (
     sweep_table,
 )
 from varemb.report.comparison import table_bytes
-from varemb.runs import PLAN
 
 Say = Callable[[str], None]
 
@@ -119,15 +118,15 @@ def _run(
     if "tuned" in needs:
         training = chosen_training(results[needs["tuned"].folder], task.training)
         task, grid = dataclasses.replace(task, training=training), Grid()
-    plan, changes = None, dict(cell.changes)
+    given, changes = None, dict(cell.changes)
     if "plan" in needs:
-        plan = SizePlan.load(asked.out / needs["plan"].folder / PLAN)
+        given = given_plan(asked.out / needs["plan"].folder)
     if "budget" in needs:
         changes["numbers"] = results[needs["budget"].folder]["params"]
     config = make_config(
         find_method(cell.method), asked.settings, asked.candidates, task.training, changes
     )
-    return run_cell(cell, task, config, plan, grid, asked.out / cell.folder)
+    return run_cell(cell, task, config, given, grid, asked.out / cell.folder)
 
 
 class _Progress:
