@@ -1,6 +1,7 @@
 """Searches for the dims of embedding rows, and the training that compares them."""
 
 from varemb.search.autodim import AutoDim, AutoDimConfig
+from varemb.search.autoemb import AutoEmb, AutoEmbConfig
 from varemb.search.base import (
     FieldData,
     MakeModel,
@@ -9,7 +10,12 @@ from varemb.search.base import (
     StoredTable,
     TrainResult,
 )
+from varemb.search.darts import DARTS, DARTSConfig
+from varemb.search.dpq import DPQ, DPQConfig
 from varemb.search.mde import Mde, MdeConfig
+from varemb.search.mgqe import MGQE, MGQEConfig
+from varemb.search.nis import NIS, NISConfig
+from varemb.search.optembed import OptEmbed, OptEmbedConfig
 from varemb.search.pep import PEP, PEPConfig
 from varemb.search.ras import RandomSearch, RasConfig
 from varemb.search.supernet import VARIANTS
@@ -24,15 +30,27 @@ from varemb.search.training import (
 from varemb.search.uniform import Uniform, UniformConfig
 
 __all__ = [
+    "DARTS",
+    "DPQ",
+    "MGQE",
+    "NIS",
     "PEP",
     "VARIANTS",
     "AutoDim",
     "AutoDimConfig",
+    "AutoEmb",
+    "AutoEmbConfig",
+    "DARTSConfig",
+    "DPQConfig",
     "FieldData",
+    "MGQEConfig",
     "MakeModel",
     "MakeTable",
     "Mde",
     "MdeConfig",
+    "NISConfig",
+    "OptEmbed",
+    "OptEmbedConfig",
     "PEPConfig",
     "RandomSearch",
     "RasConfig",
