@@ -26,8 +26,11 @@ from varemb.search import (
     Uniform,
     UniformConfig,
 )
+from varemb.search.autoemb import AutoEmb, AutoEmbConfig
+from varemb.search.darts import DARTS, DARTSConfig
 from varemb.search.dpq import DPQ, DPQConfig
 from varemb.search.mgqe import MGQE, MGQEConfig
+from varemb.search.nis import NIS, NISConfig
 from varemb.search.optembed import OptEmbed, OptEmbedConfig
 
 Settings = Mapping[str, Any]  # option of the command line -> value that was given
@@ -67,11 +70,17 @@ class Method:
     has_plan: bool = True  # so that its dims can be given to another model
 
 
+# Of methods that choose while they train.
+_TRAINING = ("batch_size", "lr", "weight_decay", "init_std", "max_epochs", "patience")
+
 METHODS: dict[str, Method] = {
     "fde": Method(Uniform, UniformConfig, {"share": 1.0, "numbers": 0}),
     "uniform": Method(Uniform, UniformConfig),
     "mde": Method(Mde, MdeConfig),
     "ras": Method(RandomSearch, RasConfig),
+    "darts": Method(DARTS, DARTSConfig, shared=_TRAINING, has_plan=False),
+    "autoemb": Method(AutoEmb, AutoEmbConfig, shared=_TRAINING, has_plan=False),
+    "nis": Method(NIS, NISConfig),
     "dpq": Method(DPQ, DPQConfig, has_plan=False),
     "mgqe": Method(MGQE, MGQEConfig, has_plan=False),
     "pep": Method(PEP, PEPConfig, has_plan=False),
