@@ -9,6 +9,8 @@ from typing import Any
 from varemb.report.figure import COLORS, INK, MARKERS, STYLE, byte_unit
 from varemb.report.table import method_name
 
+_LOG_FROM = 8.0  # largest size over smallest above which the axis is logarithmic
+
 
 def draw_tradeoff(summaries: Sequence[dict[str, Any]], title: str) -> bytes:
     """Test AUC against the bytes of the table as a PNG; bars are standard deviations over seeds.
@@ -80,8 +82,13 @@ def _draw_panel(axes: Any, summaries: Sequence[dict[str, Any]], methods: Sequenc
     full = [summary["auc"] for summary in summaries if summary["method"] == "fde"]
     if full:
         axes.axhline(full[0], color=INK, lw=0.8, ls=":", zorder=0)
-    most = max(s["bytes"] + (s["bytes_sd"] or 0) for s in summaries) / factor
-    axes.set_xlim(0, 1.08 * most)
+    sizes = [summary["bytes"] / factor for summary in summaries]
+    if max(sizes) > _LOG_FROM * min(sizes) > 0:
+        axes.set_xscale("log")
+        axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        axes.set_xlim(0, 1.08 * max(s["bytes"] + (s["bytes_sd"] or 0) for s in summaries) / factor)
     axes.margins(y=0.15)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.4f}")
     axes.set_xlabel(f"table in memory: weights, index, unify ({unit})")
