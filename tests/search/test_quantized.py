@@ -27,34 +27,38 @@ def test_marks_count_the_rows_before(rows):
 
 def make_table(head=None, centroids=6, tail=2):
     torch.manual_seed(0)
-    return QuantizedTable([70, 5], 4, 2, centroids, 0.25, 1.0, head, tail)
+    return QuantizedTable([70, 8], 4, 2, centroids, 0.25, 1.0, head, tail)
 
 
 def all_ids():
-    return torch.stack([torch.arange(70), torch.arange(70) % 5], 1)
+    return torch.stack([torch.arange(70), torch.arange(70) % 8], 1)
+
+
+def distances_to(table, q, f, g):
+    """Squared distances, one row at a time. [n, 2] -> [n, K]"""
+    return torch.stack([(row - table.codebooks[f][g]).square().sum(1) for row in q])
 
 
 def naive(table, ids):
     """Distance, normalisation by the running statistics, nearest: one group at a time."""
-    dense, (fields, groups, centroids, size) = table.queries.to_dense(), table.codebook.shape
-    mean = table.norm.running_mean.view(fields, groups, centroids)
-    std = (table.norm.running_var + table.norm.eps).sqrt().view(fields, groups, centroids)
-    out = torch.empty(*ids.shape, groups * size)
-    for b in range(len(ids)):
-        for f in range(fields):
-            row = int(ids[b, f]) + (0, 70)[f]
-            for g in range(groups):
-                q = dense[row, g * size : (g + 1) * size]
-                distances = (q - table.codebook[f, g]).square().sum(1)
-                scores = ((distances - mean[f, g]) / std[f, g])[: table.limits[row]]
-                code = int(scores.argmin())
-                out[b, f, g * size : (g + 1) * size] = table.codebook[f, g, code]
+    dense, sizes = table.queries.to_dense(), [codebook.shape[1] for codebook in table.codebooks]
+    out, place = torch.empty(*ids.shape, 4), 0
+    for f, size in enumerate(sizes):
+        rows = ids[:, f] + (0, 70)[f]
+        for g in range(2):
+            columns, part = slice(g * 2, g * 2 + 2), slice(place, place + size)
+            place += size
+            distances = distances_to(table, dense[rows, columns], f, g)
+            scores = (distances - table.mean[part]) / table.var[part].sqrt()
+            for b, row in enumerate(rows):
+                code = int(scores[b, : table.limits[row]].argmin())
+                out[b, f, columns] = table.codebooks[f][g, code].detach()
     return out
 
 
 @pytest.mark.parametrize("is_tiered", [False, True])
 def test_serving_reads_the_nearest_centroids_from_packed_codes(is_tiered):
-    head = torch.rand(75, generator=torch.Generator().manual_seed(1)) < 0.4
+    head = torch.rand(78, generator=torch.Generator().manual_seed(1)) < 0.4
     table, ids = make_table(head if is_tiered else None), all_ids()
     for _ in range(5):
         table(ids)  # moves the running statistics
@@ -79,15 +83,29 @@ def test_serving_follows_the_weights():
 def test_training_gives_centroids_and_the_queries_their_gradient():
     table, ids = make_table(), all_ids()
     out = table(ids)
-    batch = table._distances(table.queries(ids)).flatten(1)
-    scores = (batch - batch.mean(0)) / (batch.var(0, unbiased=False) + 1e-5).sqrt()
-    codes = scores.view(70, 2, 2, 6).argmin(3)
-    groups = torch.arange(2)
-    expected = torch.stack([table.codebook[f][groups, codes[:, f]] for f in range(2)], 1)
-    torch.testing.assert_close(out, expected.flatten(2))
+    dense, place = table.queries.to_dense(), 0
+    for f in range(2):
+        for g in range(2):
+            q = dense[ids[:, f] + (0, 70)[f], g * 2 : g * 2 + 2]
+            distances = distances_to(table, q, f, g)
+            mean, part = distances.mean(0), slice(place, place + 6)
+            place += 6
+            codes = ((distances - mean) / distances.std(0)).argmin(1)
+            torch.testing.assert_close(out[:, f, g * 2 : g * 2 + 2], table.codebooks[f][g][codes])
+            # The running statistics start at 0 and 1 and go a tenth of the way.
+            torch.testing.assert_close(table.mean[part], 0.1 * mean.detach())
+            torch.testing.assert_close(table.var[part], 0.9 + 0.1 * distances.var(0).detach())
     out.sum().backward()
-    assert torch.equal(table.queries.weight.grad.view(75, 4)[:70], torch.ones(70, 4))
-    assert table.codebook.grad is None
+    assert torch.equal(table.queries.weight.grad.view(78, 4)[:70], torch.ones(70, 4))
+    assert table.codebooks[0].grad is None
+
+
+def test_normalisation_does_not_depend_on_the_numbers_size():
+    small, large = make_table(), make_table()
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.mul_(2.0**-8)
+    assert torch.equal(small(all_ids()) * 2.0**8, large(all_ids()))
 
 
 def test_the_penalty_by_its_formula():
@@ -98,9 +116,10 @@ def test_the_penalty_by_its_formula():
     torch.testing.assert_close(table.penalty().detach(), 1.25 * squared)
     table.penalty().backward()
     pull = 0.25 * 2 * (queries - out)[:, 0].flatten(1) / (70 * 2 * 2)
-    torch.testing.assert_close(table.queries.weight.grad.view(75, 4)[:70], pull)
+    torch.testing.assert_close(table.queries.weight.grad.view(78, 4)[:70], pull)
     total = (2 * (out - queries) / (70 * 2 * 2)).sum((0, 3))
-    torch.testing.assert_close(table.codebook.grad.sum((2, 3)), total)
+    found = torch.stack([codebook.grad.sum((1, 2)) for codebook in table.codebooks])
+    torch.testing.assert_close(found, total)
     table.eval()(ids)
     assert float(table.penalty()) == 0
 
@@ -108,19 +127,22 @@ def test_the_penalty_by_its_formula():
 def test_bytes_are_those_of_codes_and_centroids():
     table = make_table(centroids=32)
     assert isinstance(table, StoredTable) and bits_for(32) == 5
-    bits, numbers = 75 * 2 * 5, 2 * 2 * 32 * 2
+    # The field of 8 rows has 8 centroids.
+    bits, numbers = 78 * 2 * 5, 2 * (32 + 8) * 2
     assert table.num_params == math.ceil(bits / 32) + numbers
-    assert table.num_params_training == 75 * 4 + numbers
+    assert table.num_params_training == 78 * 4 + numbers
     weights = math.ceil(bits / 8) + 2 + 4 * numbers
     assert table.num_bytes() == {"weights": weights, "index": 8 * 3, "unify": 0}
+    # Without codebooks: the 5 bits of 2 groups against 4 numbers of 32 bits.
+    assert weights - 4 * numbers == 98 + 2 and 4 * 78 * 4 == 1248
 
 
 def test_bytes_of_two_tiers():
-    head = torch.arange(75) < 10
+    head = torch.arange(78) < 10
     table = make_table(head, centroids=256, tail=64)
-    numbers = 2 * 2 * 256 * 2
-    assert table.num_params == math.ceil((10 * 2 * 8 + 65 * 2 * 6) / 32) + numbers
-    weights = (20 + 2) + (math.ceil(65 * 2 * 6 / 8) + 2) + 4 * numbers
+    numbers = 2 * (70 + 8) * 2
+    assert table.num_params == math.ceil((10 * 2 * 8 + 68 * 2 * 6) / 32) + numbers
+    weights = (20 + 2) + (math.ceil(68 * 2 * 6 / 8) + 2) + 4 * numbers
     marks = 128 // 8 + 2 + 2 * 4
     assert table.num_bytes() == {"weights": weights, "index": marks + 8 * 3, "unify": 0}
     assert sum(t.nbytes for t in table.stored().values()) == weights + marks + 24

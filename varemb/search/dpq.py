@@ -9,7 +9,8 @@ A table of V rows is served from V G log2 K bits and K D centroid numbers. Train
 V D queries and their optimizer state, and centroids and codes beside them: it takes no less memory
 than the full table.
 
-DIFFERS: each field has a codebook of its own; the fields are the paper's tables.
+DIFFERS: each field has a codebook of its own, of no more centroids than the field has rows; the
+    fields are the paper's tables.
 """
 
 from __future__ import annotations

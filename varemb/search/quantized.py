@@ -4,12 +4,16 @@ Row r is cut into G groups of D / G numbers, and group g stands for the nearest 
 codebook, c = C[f, g, code]. In training (VQ of `search/dpq.py`) a full table of queries q is kept
 and the codes follow it:
 
-    code = argmin_k norm(|q_g - C[f, g, k]|^2)     norm: batch normalisation, no affine
+    code = argmin_k norm(|q_g - C[f, g, k]|^2)      norm: batch normalisation, no affine
     out  = q + sg(c - q)                            gradient straight through to q
     loss = ... + mean |c - sg(q)|^2 + beta mean |sg(c) - q|^2
 
 So training takes the memory of the full table and more; only what is served is small: log2 K bits
 per group, without gaps, and the codebooks.
+
+The squared distance is linear in u = (|q|^2, q), with the factors a_k = (1, -2 C_k), so that its
+mean and variance over a batch follow from those of u, and the distances are normalised inside the
+one product that computes them.
 """
 
 from __future__ import annotations
@@ -25,6 +29,9 @@ from varemb.ops import field_rows
 from varemb.search.epochs import first_rows
 
 _ROWS_AT_A_TIME = 16384  # while codes are made
+# Of the normalisation. Squared distances of small first numbers vary by 1e-9: a common 1e-5 would
+# drown them.
+_MOMENTUM, _EPS = 0.1, 1e-14
 _ROWS_PER_MARK = 64
 
 
@@ -92,7 +99,8 @@ class QuantizedTable(nn.Module):
     """Rows as codes of centroids. [B, F] -> [B, F, D]
 
     In training rows come from the queries, straight through the centroids; otherwise they are read
-    from the packed codes, which follow every change of the weights.
+    from the packed codes, which follow every change of the weights. A field of fewer rows than K
+    has as many centroids as rows.
 
     Args:
         cardinalities: rows of each field. [F]
@@ -106,11 +114,13 @@ class QuantizedTable(nn.Module):
 
     Attributes:
         queries: the full table, needed in training only.
-        codebook: C. Parameter [F, G, K, D / G]
+        codebooks: C of each field. F parameters [G, K, D / G]
     """
 
     field_starts: Tensor
     limits: Tensor
+    mean: Tensor
+    var: Tensor
 
     def __init__(
         self,
@@ -125,20 +135,24 @@ class QuantizedTable(nn.Module):
     ) -> None:
         super().__init__()
         starts = first_rows(cardinalities)
-        self.cardinalities, self.width, self.beta = tuple(cardinalities), width, beta
+        self.width, self.groups, self.beta = width, groups, beta
         self.queries = VarEmbedding.for_fields(list(cardinalities), width)
         nn.init.normal_(self.queries.weight, std=init_std)
-        numbers = torch.randn(len(cardinalities), groups, centroids, width // groups)
-        self.codebook = nn.Parameter(numbers * init_std)
-        lines = len(cardinalities) * groups * centroids
-        self.norm = nn.BatchNorm1d(lines, affine=False)
+        sizes = [min(centroids, rows) for rows in cardinalities]  # K of each field
+        self.codebooks = nn.ParameterList(
+            torch.randn(groups, size, width // groups) * init_std for size in sizes
+        )
         self.register_buffer("field_starts", starts, persistent=False)
         marked = torch.ones(int(starts[-1]), dtype=torch.bool) if head is None else head
         # How many centroids each row may use: in training only. [N]
         limits = torch.where(marked, centroids, tail_centroids)
         self.register_buffer("limits", limits, persistent=False)
+        self.spans = [groups * size for size in sizes]  # of each field in the statistics
+        self.register_buffer("mean", torch.zeros(sum(self.spans)))
+        self.register_buffer("var", torch.ones(sum(self.spans)))
         self.marks = None if head is None else Marks(head)
-        self.tail_centroids = tail_centroids
+        self.bits = bits_for(centroids), bits_for(tail_centroids)
+        self.num_head = int(marked.sum())
         self.packed: tuple[Tensor, Tensor] | None = None
         self.packed_at: tuple[int, ...] = ()
         self.last_penalty: Tensor | None = None
@@ -148,119 +162,131 @@ class QuantizedTable(nn.Module):
         if not self.training:
             return self._serve(rows)
         queries = self.queries(ids)
-        with torch.no_grad():
-            distances = self.norm(self._distances(queries).flatten(1)).view(
-                *ids.shape, *self.codebook.shape[1:3]
-            )
-            codes = self._nearest(distances, self.limits[rows])
-        centroids = self._centroids(codes, torch.arange(ids.shape[1]))
-        groups = queries.view_as(centroids)
-        self.last_penalty = _squared(centroids - groups.detach()) + self.beta * _squared(
-            centroids.detach() - groups
-        )
-        return queries + (centroids - groups).detach().view_as(queries)
+        q = queries.unflatten(2, (self.groups, -1))  # [B, F, G, w]
+        codes = self._choose(q.detach(), self.limits[rows])
+        c = self._centroids(codes)
+        self.last_penalty = _squared(c - q.detach()) + self.beta * _squared(c.detach() - q)
+        return queries + (c - q).detach().flatten(2)
 
     def penalty(self) -> Tensor:
         """The terms of the loss that move centroids to queries and queries to centroids."""
         return torch.zeros(()) if self.last_penalty is None else self.last_penalty
 
-    def _distances(self, queries: Tensor) -> Tensor:  # [B, F, D] -> [B, F, G, K]
-        fields, groups, _, size = self.codebook.shape
-        q = queries.view(-1, fields, groups, size)
-        dots = torch.einsum("bfgw,fgkw->bfgk", q, self.codebook)
-        return q.square().sum(3)[..., None] - 2 * dots + self.codebook.square().sum(3)
-
-    def _nearest(self, distances: Tensor, limits: Tensor) -> Tensor:  # [.., G, K], [..] -> [.., G]
-        beyond = torch.arange(distances.shape[-1]) >= limits[..., None, None]
-        return distances.masked_fill(beyond, torch.inf).argmin(-1)
-
-    def _centroids(self, codes: Tensor, fields: Tensor) -> Tensor:  # [B, F, G] -> [B, F, G, w]
-        _, groups, centroids, size = self.codebook.shape
-        line = (fields[:, None] * groups + torch.arange(groups)) * centroids + codes
-        return self.codebook.view(-1, size).index_select(0, line.flatten()).view(*line.shape, size)
+    @torch.no_grad()
+    def _choose(self, q: Tensor, limits: Tensor) -> Tensor:
+        """Codes by the batch's own statistics. [B, F, G, w], [B, F] -> [B, F, G]"""
+        found = []
+        spans = zip(self.mean.split(self.spans), self.var.split(self.spans), strict=True)
+        for f, (running_mean, running_var) in enumerate(spans):
+            u, factors, constant = self._linear(q[:, f], f)
+            center = u.mean(1, keepdim=True)  # [G, 1, 1 + w]
+            covariance = (u - center).transpose(1, 2) @ (u - center) / len(q)
+            mean = (factors @ center.transpose(1, 2)).squeeze(2) + constant  # [G, K]
+            var = ((factors @ covariance) * factors).sum(2).clamp_min(0)
+            running_mean.lerp_(mean.flatten(), _MOMENTUM)
+            unbiased = var.flatten() * (len(q) / max(len(q) - 1, 1))
+            running_var.lerp_(unbiased, _MOMENTUM)
+            found.append(_nearest(u, factors, constant, mean, var, limits[:, f]))
+        return torch.stack(found, 1)
 
     @torch.no_grad()
     def codes(self) -> Tensor:
-        """The codes of all rows, by the statistics of `norm`. [N, G]"""
-        shape = self.codebook.shape[:3]
-        mean, var = self.norm.running_mean, self.norm.running_var
-        assert mean is not None and var is not None
-        dense = self.queries.weight.view(-1, self.width)
+        """The codes of all rows, by the running statistics. [N, G]"""
+        dense = self.queries.weight.view(-1, self.groups, self.width // self.groups)
+        ends = self.field_starts.tolist()
+        spans = zip(self.mean.split(self.spans), self.var.split(self.spans), strict=True)
         found = []
-        for f, (first, end) in enumerate(
-            zip(self.field_starts[:-1].tolist(), self.field_starts[1:].tolist(), strict=True)
-        ):
-            center, scale = mean.view(shape)[f], (var.view(shape)[f] + self.norm.eps).rsqrt()
-            for start in range(first, end, _ROWS_AT_A_TIME):
-                part = slice(start, min(start + _ROWS_AT_A_TIME, end))
-                q = dense[part].view(-1, shape[1], 1, self.codebook.shape[3])
-                size, c = q.square().sum(3), self.codebook[f]
-                dots = torch.einsum("bgxw,gkw->bgk", q, c)
-                distances = (size - 2 * dots + c.square().sum(2) - center) * scale
-                found.append(self._nearest(distances, self.limits[part]))
+        for f, (mean, var) in enumerate(spans):
+            for start in range(ends[f], ends[f + 1], _ROWS_AT_A_TIME):
+                part = slice(start, min(start + _ROWS_AT_A_TIME, ends[f + 1]))
+                u, factors, constant = self._linear(dense[part], f)
+                shape = constant.shape
+                statistics = mean.view(shape), var.view(shape)
+                found.append(_nearest(u, factors, constant, *statistics, self.limits[part]))
         return torch.cat(found)
+
+    def _linear(self, q: Tensor, f: int) -> tuple[Tensor, Tensor, Tensor]:  # q [n, G, w]
+        """|q - C_k|^2 = factors u + constant. [G, n, 1 + w], [G, K, 1 + w], [G, K]"""
+        c = self.codebooks[f]
+        u = torch.cat([q.square().sum(2, keepdim=True), q], 2).transpose(0, 1)
+        return u, torch.cat([torch.ones_like(c[..., :1]), -2 * c], 2), c.square().sum(2)
+
+    def _centroids(self, codes: Tensor) -> Tensor:  # [B, F, G] -> [B, F, G, w]
+        found = []
+        for f, codebook in enumerate(self.codebooks):
+            line = torch.arange(self.groups) * codebook.shape[1] + codes[:, f]  # [B, G]
+            found.append(codebook.flatten(0, 1).index_select(0, line.flatten()))
+        return torch.stack([part.view(-1, self.groups, part.shape[1]) for part in found], 1)
 
     def _pack(self) -> tuple[Tensor, Tensor]:
         """Packed codes of the head and of the tail, made again when a weight has changed."""
-        running = [t for t in (self.norm.running_mean, self.norm.running_var) if t is not None]
-        sources = [self.queries.weight, self.codebook, *running]
+        sources = [self.queries.weight, *self.codebooks, self.mean, self.var]
         now = tuple(source._version for source in sources)
         if self.packed is None or self.packed_at != now:
-            codes, centroids = self.codes(), self.codebook.shape[2]
+            codes = self.codes()
             head = torch.ones(len(codes), dtype=torch.bool)
             if self.marks is not None:
                 head = self.marks.find(torch.arange(len(codes)))[0]
             self.packed = (
-                pack_bits(codes[head].flatten(), bits_for(centroids)),
-                pack_bits(codes[~head].flatten(), bits_for(self.tail_centroids)),
+                pack_bits(codes[head].flatten(), self.bits[0]),
+                pack_bits(codes[~head].flatten(), self.bits[1]),
             )
             self.packed_at = now
         return self.packed
 
     def _serve(self, rows: Tensor) -> Tensor:  # [B, F] -> [B, F, D]
         self.last_penalty = None
-        head_codes, tail_codes = self._pack()
-        groups, centroids = self.codebook.shape[1:3]
-        flat, line = rows.flatten(), torch.arange(groups)
+        packed, flat, line = self._pack(), rows.flatten(), torch.arange(self.groups)
         if self.marks is None:
-            codes = read_bits(head_codes, flat[:, None] * groups + line, bits_for(centroids))
+            codes = read_bits(packed[0], flat[:, None] * self.groups + line, self.bits[0])
         else:
             is_head, before = self.marks.find(flat)
-            codes = torch.empty(len(flat), groups, dtype=torch.int64)
-            for mask, packed, rank, size in (
-                (is_head, head_codes, before, centroids),
-                (~is_head, tail_codes, flat - before, self.tail_centroids),
-            ):
-                places = rank[mask][:, None] * groups + line
-                codes[mask] = read_bits(packed, places, bits_for(size))
-        fields = torch.arange(rows.shape[1])
-        return self._centroids(codes.view(*rows.shape, groups), fields).flatten(2)
+            codes = torch.empty(len(flat), self.groups, dtype=torch.int64)
+            tiers = (is_head, before), (~is_head, flat - before)
+            for (mask, rank), part, bits in zip(tiers, packed, self.bits, strict=True):
+                codes[mask] = read_bits(part, rank[mask][:, None] * self.groups + line, bits)
+        return self._centroids(codes.view(*rows.shape, self.groups)).flatten(2)
 
     @property
     def num_params(self) -> int:
         """What is served, as numbers of 32 bits: codes and centroids."""
-        limits, rows = self.limits.unique(return_counts=True)
-        per_group = sum(int(n) * bits_for(int(k)) for k, n in zip(limits, rows, strict=True))
-        bits = per_group * self.codebook.shape[1]
-        return self.codebook.numel() + -(-bits // 32)
+        num_tail = len(self.limits) - self.num_head
+        bits = self.groups * (self.num_head * self.bits[0] + num_tail * self.bits[1])
+        return self._num_centroid_numbers() + -(-bits // 32)
 
     @property
     def num_params_training(self) -> int:
         """Numbers that training needs: all queries and centroids."""
-        return self.codebook.numel() + self.queries.weight.numel()
+        return self._num_centroid_numbers() + self.queries.weight.numel()
+
+    def _num_centroid_numbers(self) -> int:
+        return sum(codebook.numel() for codebook in self.codebooks)
 
     def stored(self) -> dict[str, Tensor]:
-        head_codes, tail_codes = self._pack()
-        found = {"codes": head_codes, "codebook": self.codebook.detach()}
+        codebooks = {f"codebook_{f}": c.detach() for f, c in enumerate(self.codebooks)}
+        found = {"codes": self._pack()[0], **codebooks, "field_starts": self.field_starts}
         if self.marks is not None:
-            found |= {"tail_codes": tail_codes, "marks": self.marks.bits}
+            found |= {"tail_codes": self._pack()[1], "marks": self.marks.bits}
             found |= {"marks_before": self.marks.before}
-        return {**found, "field_starts": self.field_starts}
+        return found
 
     def num_bytes(self) -> dict[str, int]:
         sizes = {name: tensor.nbytes for name, tensor in self.stored().items()}
-        weights = sum(sizes.pop(name, 0) for name in ("codes", "tail_codes", "codebook"))
-        return {"weights": weights, "index": sum(sizes.values()), "unify": 0}
+        index = sum(sizes.pop(name, 0) for name in ("field_starts", "marks", "marks_before"))
+        return {"weights": sum(sizes.values()), "index": index, "unify": 0}
+
+
+def _nearest(
+    u: Tensor, factors: Tensor, constant: Tensor, mean: Tensor, var: Tensor, limits: Tensor
+) -> Tensor:
+    """argmin_k (factors_k u + constant_k - mean_k) / sqrt(var_k + eps), k < limit. -> [n, G]"""
+    scale = torch.rsqrt(var + _EPS)  # [G, K]
+    shift = (constant - mean) * scale
+    scores = torch.baddbmm(shift[:, None], u, (factors * scale[..., None]).transpose(1, 2))
+    if int(limits.min()) < scores.shape[2]:
+        beyond = torch.arange(scores.shape[2]) >= limits[:, None]  # [n, K]
+        scores = scores.masked_fill_(beyond, torch.inf)
+    return scores.argmin(2).T
 
 
 def _squared(difference: Tensor) -> Tensor:
