@@ -136,6 +136,7 @@ def test_a_search_gives_a_plan_that_trains():
     assert found.history[-1]["params"] == found.plan.num_params
     assert found.score == found.history[-1]["valid"]["auc"] > 0.55
     assert found.history[0]["reward"] is None and found.history[1]["reward"] < 1
+    assert found.history[0]["params"] == (2 * IDS + 16) * WIDTH  # nothing is chosen yet
     config = TrainConfig(batch_size=200, lr=5e-3, weight_decay=1e-5, max_epochs=2)
     _, measures = train_plan(
         make_model, found.plan, *parts, config, unify=found.unify, progress=False

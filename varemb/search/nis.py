@@ -249,7 +249,10 @@ def _search(
             rewards.append(_update_policy(run, table, config, valid))
         table.draw(is_uniform=not is_search)
         losses.append(gradient_step(logloss(run.model, train, rows), run.optimizers[:1]))
-    _choose_best(table)
+    if is_search:
+        _choose_best(table)
+    else:
+        table.sizes = torch.full_like(table.sizes, config.width)
     return {
         "phase": "search" if is_search else "warmup",
         "epoch": epoch,
