@@ -140,6 +140,13 @@ def test_the_masked_table_trains():
     assert not torch.equal(table.values, before)
 
 
+@pytest.mark.parametrize("rows", [500, 4000])
+def test_thresholds_rise_within_the_planned_steps_of_any_data(rows):
+    config = dataclasses.replace(CONFIG, target=0.7, s_init=-15.0, s_lr=0.0, max_epochs=12)
+    found = prune(config, make_parts(rows))
+    assert 3 <= len(found.history) < 12
+
+
 def test_the_target_must_be_reached():
     config = dataclasses.replace(CONFIG, s_init=-15.0, s_lr=1e-3, max_epochs=1)
     with pytest.raises(RuntimeError, match=r"are left after 1 epochs, target 0.4"):

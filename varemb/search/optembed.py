@@ -14,8 +14,8 @@ F. Lyu et al., *OptEmbed: Learning Optimal Embedding Table for Click-through Rat
 DIFFERS: mutation changes copies. Editing the parents in place destroys the fittest.
 DIFFERS: the cut of a crossover lies between two fields. Drawn from the width, as in the published
     code, it mostly leaves the child a copy of one parent.
-DIFFERS: plain descent on t is 100 times faster than the paper's 0.0001, for data sets of a million
-    rows; alpha's default is the largest of the paper's.
+DIFFERS: plain descent on t is 1000 times faster than the paper's 0.0001: on a million rows even
+    100 times drops next to no row. alpha's default is the largest of the paper's.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class OptEmbedConfig:
     width: int = option(64, "D: numbers of a whole row")
     alpha: float = option(1e-4, "alpha: weight of sum exp(-t); larger drops more rows")
     t_init: float = option(0.0, "t: first thresholds, of a row's sum of |numbers|")
-    t_lr: float = option(0.01, "learning rate of t")
+    t_lr: float = option(0.1, "learning rate of t")
     epochs: int = option(8, "epochs of the supernet")
     population: int = option(20, "plans of a generation, half by mutation, half by crossover")
     parents: int = option(15, "k: fittest plans that generations descend from")

@@ -10,8 +10,9 @@ numbers is left, the mask 1[e^ != 0] is kept, and the model is trained again fro
 numbers of the table under the mask, without thresholds (Section 3.3). The mask is irregular: the
 trained table is stored as compressed sparse rows (`search/csr.py`).
 
-DIFFERS: s has its own learning rate, 10 times that of the weights: from -15, where sigmoid(s) is
-    3e-7, one of 0.001 takes ten thousand steps to reach the size of an embedding number.
+DIFFERS: s has its own learning rate, by default one at which it could rise to 0 in half the planned
+    steps. Adam moves s by about its rate a step: from -15, where sigmoid(s) is 3e-7, the paper's
+    0.001 takes ten thousand steps to the size of an embedding number, more than small data has.
 DIFFERS: the table's first numbers are normal with `init_std`, as in every method here, not Xavier.
 DIFFERS: a step may leave fewer numbers than the target; the mask is taken as it is then.
 """
@@ -54,9 +55,9 @@ class PEPConfig:
     target: float = option(0.3, "share of the numbers to keep, at most")
     granularity: str = option("row-dimension", "what has a threshold: " + ", ".join(GRANULARITIES))
     s_init: float = option(-15.0, "s: first logit of the thresholds")
-    s_lr: float = option(0.01, "learning rate of s")
+    s_lr: float = option(0.0, "learning rate of s; 0: s can rise to 0 in half the planned steps")
     s_weight_decay: float = option(1e-5, "L2 of s; it moves s up, towards 0")
-    max_epochs: int = option(30, "epochs within which the target must be reached")
+    max_epochs: int = option(20, "epochs within which the target must be reached")
     batch_size: int = option(1024, "rows of a batch")
     lr: float = option(0.001, "learning rate of everything else")
     weight_decay: float = option(1e-5, "L2 of the table")
@@ -183,7 +184,8 @@ class PEP:
             )  # fmt: skip
             model = make_model(table)
         first = table.table.weight.detach().clone().view(-1, config.width)  # [N, D]
-        run = Epochs(model, _make_optimizers(model, table, config), generator)
+        optimizers = _make_optimizers(model, table, config, len(train.labels))
+        run = Epochs(model, optimizers, generator)
 
         def run_epoch(epoch: int) -> dict[str, Any]:
             return _prune(run, table, config, train, valid, epoch, progress=progress)
@@ -207,14 +209,16 @@ class PEP:
 
 
 def _make_optimizers(
-    model: nn.Module, table: ThresholdTable, config: PEPConfig
+    model: nn.Module, table: ThresholdTable, config: PEPConfig, num_rows: int
 ) -> list[torch.optim.Optimizer]:
     """Adam, with a group for the thresholds."""
     adam = make_adam(model, config.lr, config.weight_decay)
     for group in adam.param_groups:
         group["params"] = [p for p in group["params"] if p is not table.s]
+    steps = config.max_epochs * (num_rows // min(config.batch_size, num_rows))
+    s_lr = config.s_lr or max(-config.s_init, 1.0) / (steps / 2)
     adam.add_param_group({
-        "params": [table.s], "lr": config.s_lr, "weight_decay": config.s_weight_decay,
+        "params": [table.s], "lr": s_lr, "weight_decay": config.s_weight_decay,
     })  # fmt: skip
     return [adam]
 
