@@ -13,7 +13,7 @@ def cells_of(out):
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory, compare):
     out = tmp_path_factory.mktemp("compare") / "tuned"
-    words = ["--methods", "fde,dpq,autodim", "--seeds", "2", "--dpq-centroids", "4", "--tune"]
+    words = ["--methods", "fde,dpq,darts,autodim", "--seeds", "2", "--dpq-centroids", "4", "--tune"]
     words += ["--dpq-groups", "2"]
     assert compare(out, *words, "--tune-lr", "0.0001,0.02", "--tune-weight-decay", "0,0.001") == 0
     return out
@@ -21,7 +21,7 @@ def tuned(tmp_path_factory, compare):
 
 def test_every_method_is_tuned_on_the_same_grid_by_validation(tuned):
     first = [cell for cell in cells_of(tuned) if cell["seed"] == 0]
-    assert len(first) == 3
+    assert len(first) == 4
     for cell in first:
         tried = {(each["lr"], each["weight_decay"]): each["auc"] for each in cell["tuned"]}
         assert list(tried) == [(0.0001, 0), (0.0001, 0.001), (0.02, 0), (0.02, 0.001)]
@@ -45,6 +45,16 @@ def test_a_table_that_is_no_plan_is_measured_as_stored(tuned):
     assert dpq["dims"] is None
     assert dpq["params"] < dpq["params_full"] == 56 * 4
     assert not (tuned / "wide-deep-dpq-seed0" / "plan.safetensors").exists()
+
+
+def test_a_method_that_chooses_while_it_trains_searches_once_per_setting(tuned):
+    (darts, _) = [cell for cell in cells_of(tuned) if cell["method"] == "darts"]
+    assert darts["train_seconds"] == 0.0
+    assert darts["params"] > darts["params_full"]  # served with all candidates' numbers
+    folder = tuned / "wide-deep-darts-seed0" / "checkpoint"
+    assert len(list(folder.glob("setting*/darts.safetensors"))) == 4
+    folder = tuned / "wide-deep-autodim-seed0" / "checkpoint"
+    assert len(list(folder.glob("setting*/autodim.safetensors"))) == 1
 
 
 def test_plans_of_one_model_are_trained_in_another(compare, tmp_path):

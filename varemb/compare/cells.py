@@ -106,7 +106,7 @@ def run_cell(
     Returns:
         metrics.json: as of every run, and group, dims (mean dim per field), unify, score
         (validation AUC while searching), lr, weight_decay, and with a grid tuned (validation AUC
-        of every setting).
+        of every setting). Seconds are those of the search and of the chosen setting.
 
     Raises:
         ValueError: the folder holds a run with other options, or what search and training raise.
