@@ -33,6 +33,7 @@ _ROWS_AT_A_TIME = 16384  # while codes are made
 # drown them.
 _MOMENTUM, _EPS = 0.1, 1e-14
 _ROWS_PER_MARK = 64
+_ONES = torch.tensor([f"{byte:b}".count("1") for byte in range(256)])
 
 
 def bits_for(centroids: int) -> int:
@@ -88,11 +89,12 @@ class Marks:
 
     def find(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Whether rows are marked, and how many marked rows come before each. [n] -> [n], [n]"""
-        block = rows // _ROWS_PER_MARK
-        line = torch.arange(_ROWS_PER_MARK)
-        ones = read_bits(self.bits, block[:, None] * _ROWS_PER_MARK + line, 1)
-        earlier = (ones * (line < (rows % _ROWS_PER_MARK)[:, None])).sum(1)
-        return read_bits(self.bits, rows, 1).bool(), self.before[block] + earlier
+        block, slot = rows // _ROWS_PER_MARK, rows % _ROWS_PER_MARK
+        places = torch.arange(_ROWS_PER_MARK // 8)
+        found = self.bits[block[:, None] * len(places) + places].long()  # [n, 8]
+        earlier = (slot[:, None] - 8 * places).clamp(0, 8)  # bits of each byte before the row
+        ones = _ONES[found & ((1 << earlier) - 1)].sum(1)
+        return read_bits(self.bits, rows, 1).bool(), self.before[block] + ones
 
 
 class QuantizedTable(nn.Module):
