@@ -1,5 +1,6 @@
 """The command line on a small data set: folders, kills, resumes, and errors of one line."""
 
+import contextlib
 import shlex
 import signal
 import subprocess
@@ -171,6 +172,15 @@ def wait_for(path: Path, run: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
+def interrupt(run: subprocess.Popen) -> str:
+    """Presses Ctrl-C, again if Python lost it: it does in a destructor or a callback."""
+    for _ in range(10):
+        run.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return run.communicate(timeout=2)[1]
+    raise AssertionError("Ctrl-C does not end the run")
+
+
 def test_search_continues_after_ctrl_c_and_after_a_kill(data_dir, tmp_path):
     # Longer epochs than elsewhere, so that both signals arrive in the middle of the work.
     more = ["--batch-size", "20", "--search-batch-size", "20", "--max-epochs", "4"]
@@ -178,9 +188,8 @@ def test_search_continues_after_ctrl_c_and_after_a_kill(data_dir, tmp_path):
     words = search_words(data_dir, out, *more)
     run = start(words)
     wait_for(out / "checkpoint" / "autodim.safetensors", run)
-    run.send_signal(signal.SIGINT)
-    _, errors = run.communicate(timeout=60)
-    assert run.returncode == 130
+    errors = interrupt(run)
+    assert run.returncode == 130, errors
     assert "Traceback" not in errors
     last = errors.replace("\r", "\n").strip().splitlines()[-1]
     assert last.endswith(f"stopped; continue with: varemb {shlex.join(words)} --resume")
