@@ -21,5 +21,15 @@ def _uninitialised_memory_is_nan() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Small models, where a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    if request.path.parent.name in ("models", "search"):
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -17,7 +17,7 @@ QUICK = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def clicks():
     """--data ml-1m reads generated clicks of three fields."""
     made = planted_clicks(1500, dims={"user": 4, "city": 2}, ids_per_field=20, scale=3.0)
