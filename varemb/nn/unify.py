@@ -27,7 +27,9 @@ def _groups(dims: Tensor, starts: list[int], width: int) -> tuple[Tensor, list[t
 class LinearUnify(nn.Module):
     """One matrix [d, D] and bias [D] per projection group (AutoDim Eq. 1).
 
-    Initial values are those of `nn.Linear(d, D)`: uniform in +-1 / sqrt(d).
+    Initial matrices are those of `nn.Linear(d, D)`, uniform in +-1 / sqrt(d); biases start at 0.
+    A bias is the same for all rows of a field: with first ones as large as nn.Linear's, what a
+    model adds up over fields (FM's products) would start far from 0.
 
     Args:
         dims: dim of each row. [N]
@@ -61,10 +63,10 @@ class LinearUnify(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         first = 0
-        for group, (_, size) in enumerate(self.members):
+        self.bias.zero_()
+        for _, size in self.members:
             bound = 1 / math.sqrt(size) if size else 0.0
             self.weight[first : first + size].uniform_(-bound, bound)
-            self.bias[group].uniform_(-bound, bound)
             first += size
 
     def matrices(self) -> tuple[Tensor, Tensor]:
