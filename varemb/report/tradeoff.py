@@ -34,7 +34,10 @@ def draw_tradeoff(summaries: Sequence[dict[str, Any]], title: str) -> bytes:
     columns = min(len(models), 3)
     lines = -(-len(models) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(4.6 * columns, 6.4), 3.6 * lines + 1.7), layout="constrained")
+        width = max(4.6 * columns, 6.4)
+        names = int(width // 1.6)  # inches of a name and its marker: as many stand in a line
+        legend = 0.25 * -(-(len(methods) + 1) // names)
+        figure = Figure(figsize=(width, 3.6 * lines + 0.7 + legend), layout="constrained")
         FigureCanvasAgg(figure)
         panels = list(figure.subplots(lines, columns, squeeze=False).flat)
         figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
@@ -51,7 +54,7 @@ def draw_tradeoff(summaries: Sequence[dict[str, Any]], title: str) -> bytes:
         if "fde" in methods:
             line = Line2D([], [], color=INK, lw=0.8, ls=":", label="full width's AUC")
             handles.append(line)
-        figure.legend(handles=handles, loc="outside lower center", ncols=5, frameon=False)
+        figure.legend(handles=handles, loc="outside lower center", ncols=names, frameon=False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=200)
     return buffer.getvalue()
