@@ -89,6 +89,13 @@ def test_report_writes_a_picture_and_a_page_that_stands_alone(tmp_path):
     assert "movie <b>" not in text
 
 
+def test_a_run_that_stores_no_plan_says_where_it_is_shown(tmp_path):
+    folder = write_run(tmp_path / "run", method="pep")
+    (folder / PLAN).unlink()
+    with pytest.raises(FileNotFoundError, match=r"what pep stores is no plan of dims; comparison"):
+        load_run(folder)
+
+
 def test_report_of_several_runs_has_their_means(tmp_path):
     runs = [load_run(write_run(tmp_path / f"run{seed}", seed)) for seed in range(3)]
     _, html = write_report(runs, tmp_path)

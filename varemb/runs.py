@@ -138,5 +138,10 @@ def load_run(folder: Path) -> Run:
         missing = [name for name in _FIELDS if name not in result]
         if missing:
             raise ValueError(f"{folder / METRICS} lacks {', '.join(missing)}")
+    if not (folder / PLAN).exists():
+        raise FileNotFoundError(
+            f"{folder} has no {PLAN}: what {metrics['method']} stores is no plan of dims; "
+            "comparison.md of `varemb compare` shows it beside other methods"
+        )
     history = load_jsonl(folder / HISTORY) if (folder / HISTORY).exists() else []
     return Run(folder, SizePlan.load(folder / PLAN), metrics, history)
