@@ -97,15 +97,15 @@ struct PackedRows {
   }
 #else
   // Eight dims at a time: those at and beyond the slot are cleared, neighbours added in 16 bits,
-  // and the four sums collected in the highest 16 by a multiplication.
+  // and the four sums collected in the highest 16 by a multiplication. Without branches, so that a
+  // GPU can have the words of several rows on their way.
   VAREMB_HOST_DEVICE static uint32_t sum_before(const uint8_t* block, int slot) {
     constexpr uint64_t kEven = 0x00ff00ff00ff00ffull;
     uint32_t sum = 0;
     for (int part = 0; part < 3; ++part) {
       const int kept = slot - 8 * part;
-      if (kept <= 0) break;
-      uint64_t dims = word_of(block, 1 + part);
-      if (kept < 8) dims &= (1ull << (8 * kept)) - 1;
+      const uint64_t mask = kept <= 0 ? 0 : kept >= 8 ? ~0ull : (1ull << (8 * kept)) - 1;
+      const uint64_t dims = word_of(block, 1 + part) & mask;
       const uint64_t pairs = (dims & kEven) + ((dims >> 8) & kEven);
       sum += static_cast<uint32_t>((pairs * 0x0001000100010001ull) >> 48);
     }

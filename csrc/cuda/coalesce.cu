@@ -23,7 +23,8 @@ Tensor coalesce_dense(
   const GradientArgs args{
       grad,    index,    indices, offsets, per_sample_weights, limit,
       winners, num_rows, granule, mode,    padding_idx,        include_last_offset};
-  const Device device("coalesce_dense", grad);
+  const Device device(
+      "coalesce_dense", grad, index, indices, offsets, per_sample_weights, limit, winners);
   Tensor out = torch::stable::new_zeros(grad, {numbers});
   dispatch_values(device.op, grad, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
@@ -51,7 +52,8 @@ std::tuple<Tensor, Tensor> coalesce(
   const GradientArgs args{
       grad,    index,    indices, offsets, per_sample_weights, limit,
       winners, num_rows, granule, mode,    padding_idx,        include_last_offset};
-  const Device device("coalesce", grad);
+  const Device device(
+      "coalesce", grad, index, indices, offsets, per_sample_weights, limit, winners);
   std::optional<Tensor> positions, sums;
   dispatch_values(device.op, grad, [&](auto value_type) {
     using T = typename decltype(value_type)::type;

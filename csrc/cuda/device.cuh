@@ -93,13 +93,35 @@ struct Table {
   PackedRows rows;
   int64_t numbers;  // E
 
+  __device__ bool holds(int64_t row) const { return row >= 0 && row < rows.num_rows; }
+
   __device__ Row operator()(int64_t row) const {
-    VAREMB_DEVICE_ASSERT(row >= 0 && row < rows.num_rows && "an index is outside the table");
+    VAREMB_DEVICE_ASSERT(holds(row) && "an index is outside the table");
     const Row where = rows(row);
-    VAREMB_DEVICE_ASSERT(
-        where.offset >= 0 && where.offset + where.dim <= numbers &&
-        "the index describes more numbers than there are");
+    VAREMB_DEVICE_ASSERT(holds(where) && "the index describes more numbers than there are");
     return where;
+  }
+
+  // Several rows at once: every load of one kind before the next, which checks in between would
+  // prevent. Row 0 is read for one that is outside, and then the kernel stops.
+  template <int kRows>
+  __device__ void find(const int64_t (&asked)[kRows], Row (&where)[kRows]) const {
+    bool is_inside = true;
+    bool is_described = true;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      is_inside = is_inside && holds(asked[i]);
+      where[i] = rows(holds(asked[i]) ? asked[i] : 0);
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) is_described = is_described && holds(where[i]);
+    VAREMB_DEVICE_ASSERT(is_inside && "an index is outside the table");
+    VAREMB_DEVICE_ASSERT(is_described && "the index describes more numbers than there are");
+  }
+
+ private:
+  __device__ bool holds(const Row& where) const {
+    return where.offset >= 0 && where.offset + where.dim <= numbers;
   }
 };
 
@@ -128,7 +150,17 @@ __device__ Pack<T> load_pack(const T* from, int count) {
 template <typename T>
 __device__ void store_pack(T* to, int count, const Pack<T>& pack) {
   if (is_whole(to, count)) {
+#if defined(__CUDA_ARCH__)
+    // Written out: behind the branches of a load the compiler would store number by number.
+    uint4 words;
+    memcpy(&words, &pack, sizeof(words));
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};"
+                 :
+                 : "l"(to), "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
+                 : "memory");
+#else
     *reinterpret_cast<Pack<T>*>(to) = pack;
+#endif
     return;
   }
 #pragma unroll

@@ -87,12 +87,21 @@ class Gradient {
           args.per_sample_weights->scalar_type() == args.grad.scalar_type(), op,
           ": per_sample_weights must have the dtype of grad");
       check_vector(op, "per_sample_weights", *args.per_sample_weights);
+      check(
+          args.per_sample_weights->size(0) == call_.lookups, op, ": per_sample_weights has ",
+          args.per_sample_weights->size(0), " numbers for ", call_.lookups, " indices");
       call_.weights = data<T>(*args.per_sample_weights);
     }
     const Pool pool = pool_of(op, args.mode);
     check(
         (pool == Pool::kMax) == (call_.winners != nullptr), op,
         ": winners belong to max, and only to max");
+    check(
+        !args.winners ||
+            (args.winners->scalar_type() == ScalarType::Int && args.winners->is_contiguous() &&
+             args.winners->dim() == 2 && args.winners->size(0) == args.grad.size(0) &&
+             args.winners->size(1) == width_),
+        op, ": winners must be contiguous int32 of the shape of grad");
     call_.bags = bags_of(op, *args.offsets, call_.lookups, args.include_last_offset);
     check(
         args.grad.size(0) == call_.bags.bags, op, ": grad has ", args.grad.size(0),

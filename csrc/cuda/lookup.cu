@@ -37,9 +37,11 @@ Tensor lookup(
   const Integers rows = integers(op, "indices", indices);
   const int64_t lookups = indices.size(0);
   const Limit limits = limit_of(op, limit, lookups);
-  const Device device(op, values);
+  const Device device(op, values, index, indices, limit);
   Tensor out = torch::stable::new_empty(values, {lookups, width});
   if (lookups == 0 || width == 0) return out;
+  // The kernel reads row 0 in the place of one that is outside.
+  if (num_rows == 0) fail<std::out_of_range>(op, ": indices into a table without rows");
   dispatch_values(op, values, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
     if (width * static_cast<int64_t>(sizeof(T)) <= kNarrowBytes)

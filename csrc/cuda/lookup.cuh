@@ -24,15 +24,17 @@ __global__ void __launch_bounds__(kThreads) lookup_forward_kernel(
   // Neighbouring groups take neighbouring lookups.
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kPerBlock * kRows + threadIdx.x / kLanes;
   for (int64_t first = begin; first < lookups; first += step) {
+    // Beyond the last lookup the first one is read again, and not written.
+    int64_t asked[kRows];
     Row where[kRows];
+#pragma unroll
+    for (int i = 0; i < kRows; ++i)
+      asked[i] = indices[first + i * kPerBlock < lookups ? first + i * kPerBlock : first];
+    table.find(asked, where);
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int64_t position = first + i * kPerBlock;
-      where[i] = {0, 0};
-      if (position < lookups) {
-        where[i] = table(indices[position]);
-        where[i].dim = limit.apply(where[i].dim, position);
-      }
+      where[i].dim = limit.apply(where[i].dim, position < lookups ? position : first);
     }
     for (int k = group.lane * Pack<T>::kSize; k < width; k += kLanes * Pack<T>::kSize) {
       Pack<T> packs[kRows];

@@ -53,7 +53,7 @@ std::tuple<Tensor, Tensor> lookup_bag(
         op, ": per_sample_weights must have one number per index, of the dtype of values");
   }
   const Bags bags = bags_of(op, offsets, lookups, include_last_offset);
-  const Device device(op, values);
+  const Device device(op, values, index, indices, offsets, per_sample_weights, limit);
   const Tensor out = torch::stable::new_empty(values, {bags.bags, width});
   // [G, D] for max: which index gave each number; else empty
   const Tensor winners = torch::stable::new_empty(
@@ -112,7 +112,7 @@ Tensor lookup_bag_weights_backward(
   check(
       bags.bags == grad.size(0), op, ": grad has ", grad.size(0), " bags, offsets describe ",
       bags.bags);
-  const Device device(op, values);
+  const Device device(op, values, grad, index, indices, offsets, limit);
   const Tensor out = torch::stable::new_empty(values, {lookups});
   if (lookups == 0) return out;
   dispatch_values(op, values, [&](auto value_type) {

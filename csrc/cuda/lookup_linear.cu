@@ -136,7 +136,7 @@ Tensor lookup_linear(
   dispatch_values(op, values, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
     const auto call = projected<T>(op, args);
-    const Device device(op, values);
+    const Device device(op, values, index, indices, groups, weight, bias);
     const int64_t shape[] = {call.lookups, call.outputs};  // nvcc garbles a braced argument here
     out = torch::stable::new_empty(values, shape);
     if (call.lookups == 0 || call.outputs == 0) return;
@@ -171,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor> lookup_linear_backward(
             grad.size(1) == call.outputs && grad.scalar_type() == values.scalar_type(),
         op, ": grad must be contiguous [", call.lookups, ", ", call.outputs,
         "], of the dtype of values");
-    const Device device(op, values);
+    const Device device(op, values, grad, index, indices, groups, weight, bias);
     const int64_t rows_shape[] = {call.lookups, width};  // nvcc garbles braced arguments here
     const int64_t weight_shape[] = {call.matrix_rows, call.outputs};
     const int64_t bias_shape[] = {call.bias_rows, call.outputs};

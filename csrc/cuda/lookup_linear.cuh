@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(kThreads) lookup_linear_rows_backward_kernel(
   }
 }
 
-// The tiles of a run of kThreads whose matrix rows meet a block's, in their order.
+// Of kThreads tiles, every step-th, those whose matrix rows meet a block's, in their order.
 struct Meeting {
   int32_t tiles[kThreads];
   int32_t meets[kThreads];
@@ -269,8 +269,8 @@ struct Meeting {
 
   // meets_block(tile) for the calling thread's tile. All threads of the block must call it.
   template <typename Meets>
-  __device__ void find(int64_t first, int64_t end, const Meets& meets_block) {
-    const int64_t tile = first + threadIdx.x;
+  __device__ void find(int64_t first, int64_t step, int64_t end, const Meets& meets_block) {
+    const int64_t tile = first + threadIdx.x * step;
     __syncthreads();  // the run before may still be read
     meets[threadIdx.x] = tile < end && meets_block(tile);
     __syncthreads();  // every thread's answer must be there
@@ -288,9 +288,10 @@ struct Meeting {
 };
 
 // A block per kTileRows matrix rows, kTileColumns outputs and part of the tiles: the sum of the
-// rows' numbers times the outputs' gradients, lookups in sorted order. With kIsBias the matrix rows
-// are bias rows and the numbers ones. How many parts there are depends on sizes alone:
-// deterministic.
+// rows' numbers times the outputs' gradients, lookups in sorted order. The tiles that meet a block
+// are neighbours: a part takes every parts-th tile, so that the parts share them evenly. With
+// kIsBias the matrix rows are bias rows and the numbers ones. How many parts there are depends on
+// sizes alone: deterministic.
 template <typename T, bool kIsBias>
 __global__ void __launch_bounds__(kThreads, 4) lookup_linear_weights_backward_kernel(
     Projected<T> call,
@@ -311,7 +312,7 @@ __global__ void __launch_bounds__(kThreads, 4) lookup_linear_weights_backward_ke
     const int64_t part = place / (down * across);
     const int64_t top = place / across % down * kTileRows;
     const int64_t from = place % across * kTileColumns;
-    const int64_t end = *tiles * (part + 1) / parts;
+    const int64_t end = *tiles;
     const auto first_row = [&](int64_t cell) {
       return kIsBias ? call.bias_row(cell) : call.matrix(cell);
     };
@@ -321,8 +322,8 @@ __global__ void __launch_bounds__(kThreads, 4) lookup_linear_weights_backward_ke
       return first_row(cell) < top + kTileRows && first_row(cell) + rows(cell) > top;
     };
     Product<T> product;
-    for (int64_t run = *tiles * part / parts; run < end; run += kThreads) {
-      meeting.find(run, end, meets);
+    for (int64_t run = part; run < end; run += kThreads * parts) {
+      meeting.find(run, parts, end, meets);
       for (int i = 0; i < meeting.count; ++i) {
         const Span span = spans[meeting.tiles[i]];
         lookups.read(call, sorted, span);

@@ -35,7 +35,7 @@ void repack_(
       moves.scalar_type() == ScalarType::Long && moves.dim() == 2 && moves.size(1) == 4 &&
           moves.is_contiguous(),
       op, ": moves must be a contiguous int64 tensor [M, 4]: source, target, kept, dim");
-  const Device device(op, out);
+  const Device device(op, out, values, moves);
   const int64_t count = moves.size(0);
   if (count == 0) return;
   dispatch_size(op, values, [&](auto number_type) {

@@ -40,6 +40,13 @@ inline void check_cuda(const char* op, cudaError_t error) {
   if (error != cudaSuccess) fail<std::runtime_error>(op, ": CUDA says ", cudaGetErrorString(error));
 }
 
+inline bool is_beside(const Tensor& tensor, const Tensor& like) {
+  return tensor.is_cuda() == like.is_cuda() && tensor.get_device_index() == like.get_device_index();
+}
+inline bool is_beside(const std::optional<Tensor>& tensor, const Tensor& like) {
+  return !tensor || is_beside(*tensor, like);
+}
+
 // Where an operation runs: its tensors' device is the current one while this lives.
 struct Device {
   const char* op;
@@ -47,8 +54,13 @@ struct Device {
   DeviceGuard guard;
   cudaStream_t stream;
 
-  Device(const char* op, const Tensor& like)
-      : op(op), like(like), guard(like.get_device_index()), stream(current_stream(like)) {}
+  // All tensors that kernels read must be named: an address of another device would end the
+  // process.
+  template <typename... Tensors>
+  Device(const char* op, const Tensor& like, const Tensors&... others)
+      : op(op), like(like), guard(like.get_device_index()), stream(current_stream(like)) {
+    check((is_beside(others, like) && ...), op, ": all tensors must be on the table's device");
+  }
 
   // Enough blocks for `groups` groups of kLanes lanes; kernels stride over the rest.
   template <int kLanes>

@@ -97,7 +97,7 @@ void update_(
     int64_t width,
     int64_t granule,
     int64_t algorithm) {
-  const Device device("update", values);
+  const Device device("update", values, state1, state2, hyper, rounding, index, positions, grad);
   const char* op = device.op;
   check_vector(op, "values", values);
   check_vector(op, "positions", positions);
@@ -157,7 +157,9 @@ void coalesce_update_(
     int64_t padding_idx,
     bool include_last_offset,
     int64_t algorithm) {
-  const Device device("coalesce_update", values);
+  const Device device(
+      "coalesce_update", values, state1, state2, hyper, rounding, grad, index, indices, offsets,
+      per_sample_weights, limit, winners);
   check_vector(device.op, "values", values);
   check(
       grad.scalar_type() == values.scalar_type(), device.op,

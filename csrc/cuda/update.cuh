@@ -78,11 +78,19 @@ struct Adam {
 };
 
 // To the stored type: nearest, or stochastic by the number's place.
+// `words` are those of the four places that position lies in, made when the first of them, or of a
+// pack, comes.
 template <typename T>
-__device__ T rounded(WideOf<T> number, const int64_t* rounding, int64_t position) {
+__device__ T rounded(
+    WideOf<T> number,
+    const int64_t* rounding,
+    int64_t position,
+    bool is_first,
+    PhiloxWords& words) {
   if constexpr (sizeof(T) == 2) {
     if (rounding != nullptr) {
-      const PhiloxWords words = random_words(rounding[0], rounding[1], position / 4);
+      if (is_first || position % 4 == 0)
+        words = random_words(rounding[0], rounding[1], position / 4);
       const int at = static_cast<int>(position % 4);
       // Chosen by comparison: an index would put the words into memory.
       const uint32_t low = at == 0 ? words.word[0] : words.word[1];
@@ -159,12 +167,13 @@ struct UpdateSink {
     load_state<Rule<Acc>::kStates >= 1>(state1, at, count, row_state, first);
     load_state<Rule<Acc>::kStates >= 2>(state2, at, count, Acc(0), second);
     Pack<T> changed;
+    PhiloxWords words{};
 #pragma unroll
     for (int v = 0; v < kSize; ++v) {
       const Acc value = widen(stored.numbers[v]);
       const Acc g = multiply_add(c.decay, value, gradient[v]);
       const Acc next = Rule<Acc>::step(c, value, g, first[v], second[v]);
-      changed.numbers[v] = rounded<T>(next, rounding, at + v);
+      changed.numbers[v] = rounded<T>(next, rounding, at + v, v == 0, words);
     }
     store_state<Rule<Acc>::kStates >= 1>(state1, at, count, first);
     store_state<Rule<Acc>::kStates >= 2>(state2, at, count, second);

@@ -167,7 +167,7 @@ MUTATIONS = [
     ),
     Mutation(
         "a part that leaves out its last tile", "cuda/lookup_linear.cuh",
-        "*tiles * (part + 1) / parts", "(*tiles * (part + 1) - 1) / parts", LINEAR,
+        "const int64_t end = *tiles;", "const int64_t end = *tiles - 1;", LINEAR,
     ),
     Mutation(
         "matrix rows of the block before", "cuda/lookup_linear.cuh",

@@ -178,6 +178,11 @@ def check_bags(
             f"lookup_bag: offsets must have the dtype of indices {indices.dtype}, "
             f"got {offsets.dtype}"
         )
+    if offsets.device != values.device:
+        raise ValueError(
+            f"lookup_bag: offsets must be on the table's device {values.device}, "
+            f"got {offsets.device}"
+        )
     if weights is None:
         return
     if mode != "sum":
@@ -205,6 +210,10 @@ def limit_tensor(op: str, limit: int | Tensor | None, indices: Tensor) -> Tensor
             raise ValueError(
                 f"{op}: limit must have the shape of indices {list(indices.shape)}, "
                 f"got {list(limit.shape)}"
+            )
+        if limit.device != indices.device:
+            raise ValueError(
+                f"{op}: limit must be on the device of indices {indices.device}, got {limit.device}"
             )
         return limit.reshape(-1).to(torch.int32).contiguous()
     if limit < 0:

@@ -68,11 +68,13 @@ class Storage(nn.Module, abc.ABC):
         self.register_weight()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Storage:
-        if self.fused is not None and fn(torch.empty(0)).dtype != torch.empty(0).dtype:
-            raise RuntimeError(
-                "VarEmbedding: convert the dtype before the fused optimizer is made; "
-                "its state belongs to the table as it is"
-            )
+        if self.fused is not None:
+            changed = fn(self.weight.detach()[:0])
+            if (changed.dtype, changed.device) != (self.weight.dtype, self.weight.device):
+                raise RuntimeError(
+                    "VarEmbedding: convert the dtype and move the table before the fused optimizer "
+                    "is made; its state belongs to the table as it is"
+                )
         super()._apply(fn, recurse)
         self.register_weight()
         return self
