@@ -183,6 +183,10 @@ def test_refuses_what_it_cannot_train():
     optim.SGD(other.parameters())
     with pytest.raises(ValueError, match="has a fused optimizer"):
         optim.Adam([other.weight])
+    for change in (other.half, lambda: other.to("meta")):
+        with pytest.raises(RuntimeError, match="move the table before the fused optimizer is made"):
+            change()
+    assert other.weight.dtype == torch.float32 and other.weight.device.type == "cpu"
     dense = VarEmbedding(60, 9, dims=DIMS)
     optimizer = optim.Adam(dense.parameters(), fused=False)
     dense(torch.tensor([1])).sum().backward()

@@ -177,6 +177,11 @@ def test_lookup_bag_refuses_options_that_do_not_fit():
         lookup_bag(table.values, table.rows, indices, offsets, per_sample_weights=torch.ones(4))
     with pytest.raises(ValueError, match="offsets must have the dtype of indices"):
         lookup_bag(table.values, table.rows, indices, offsets.int())
+    with pytest.raises(ValueError, match="offsets must be on the table's device cpu, got meta"):
+        lookup_bag(table.values, table.rows, indices, offsets.to("meta"))
+    limit = torch.ones(4, dtype=torch.int32, device="meta")
+    with pytest.raises(ValueError, match="limit must be on the device of indices cpu, got meta"):
+        lookup_bag(table.values, table.rows, indices, offsets, limit=limit)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
