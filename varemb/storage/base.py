@@ -6,7 +6,6 @@ import abc
 import weakref
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
