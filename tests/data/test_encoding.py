@@ -26,6 +26,7 @@ from varemb.data.encoding import count_values, encode_log
 from varemb.data.mapped import building
 
 VALUES = (7, 300, 5000, *[4] * 23)
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +74,9 @@ def test_batches_of_any_size_give_the_same(source, encoded, tmp_path):
         assert np.array_equal(counts, large.counts[name]), name
 
 
+@on_linux
 def test_mapped_rows_are_not_in_memory(encoded):
     maps = Path("/proc/self/maps")
-    if not maps.exists():
-        pytest.skip("the system does not list its maps")
     data = open_encoded(encoded)
     lines = [line for line in maps.read_text().splitlines() if str(encoded) in line]
     assert {line.split("/")[-1] for line in lines} == {"ids.int32", "labels.float32"}
@@ -229,10 +229,9 @@ def test_the_command_encodes(source, encoded, tmp_path, capsys):
     assert capsys.readouterr().err.startswith("varemb: encode: ")
 
 
+@on_linux
 def test_memory_does_not_grow_with_the_file(tmp_path):
     """Four times the rows, 45 MB more of text, need no more memory."""
-    if not Path("/proc/self/status").exists():
-        pytest.skip("the system does not tell the largest resident memory")
     peaks = []
     for size in (15_000_000, 60_000_000):
         path = tmp_path / f"{size}.txt"

@@ -1,10 +1,21 @@
 """Lookups that every operation is tested with (CONTRIBUTING, "Test an operation")."""
 
+import os
 from typing import NamedTuple
 
+import pytest
 import torch
 
+from varemb.ops.backend import why_not
 from varemb.testing import assert_agree, dims_of
+
+
+def need_interpreter() -> None:
+    """Skips a module when Triton's interpreter is switched off; where it is on, Triton must run."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        pytest.skip("Triton's interpreter is off (TRITON_INTERPRET=1)", allow_module_level=True)
+    reason = why_not("triton", "cpu")
+    assert reason is None, reason
 
 
 class Case(NamedTuple):

@@ -8,15 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from ops.cases import CASES
+from ops.cases import CASES, need_interpreter
 
 from varemb.ops import reference
-from varemb.ops.backend import why_not
 from varemb.testing import DTYPES, assert_agree, dims_of, make_table
 
-reason = why_not("triton", "cpu")
-if reason is not None:
-    pytest.skip(reason, allow_module_level=True)
+need_interpreter()
 
 from varemb.ops import triton as kernels  # noqa: E402
 from varemb.ops.triton import gradient, launch, weight_gradient  # noqa: E402

@@ -2,13 +2,11 @@
 
 import pytest
 import torch
+from ops.cases import need_interpreter
 
-from varemb.ops.backend import why_not
 from varemb.testing import assert_agree, make_table
 
-reason = why_not("triton", "cpu")
-if reason is not None:
-    pytest.skip(reason, allow_module_level=True)
+need_interpreter()
 
 from varemb.ops.triton import lookup_linear  # noqa: E402
 from varemb.ops.triton.lookup_linear import lookup_linear_backward  # noqa: E402
