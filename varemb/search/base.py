@@ -5,11 +5,13 @@ A model is made around an embedding and maps ids [B, F] to logits [B]; nothing e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -89,9 +91,68 @@ class SearchResult:
     table: nn.Module | None = None  # the embedding module inside trained.model
 
 
+class Events(Protocol):
+    """Interactions in the order in which they happened; ids are raw, in [0, 2^63)."""
+
+    @property
+    def users(self) -> npt.NDArray[np.int64]:
+        """[R]"""
+
+    @property
+    def items(self) -> npt.NDArray[np.int64]:
+        """[R]"""
+
+    @property
+    def ratings(self) -> npt.NDArray[np.float32]:
+        """1 where feedback is implicit. [R]"""
+
+    @property
+    def times(self) -> npt.NDArray[np.int64] | None:
+        """[R]"""
+
+
+class EventStream(Events, Protocol):
+    """All events of a stream whose length is known."""
+
+    @property
+    def name(self) -> str:
+        """What the stream is called in results."""
+
+    def batches(self, size: int) -> Iterator[Events]:
+        """The events in order, `size` at a time; the last batch may be shorter."""
+
+
+@dataclass(frozen=True)
+class StreamResult:
+    """What a method that learns from a stream ends with.
+
+    Attributes:
+        plan: dims of the rows at the end, tables "user" and "item"; a row per id that was seen.
+        metrics: quality of predictions made before their events were learnt.
+        history: one record per window of events or per segment: at least events, live_numbers,
+            bytes, mean_dim_user, mean_dim_item and the quality so far.
+        tables: curves, histograms and chosen rows, by name; lists of records.
+        params: numbers of all rows at the end.
+        params_full: the same at full width.
+        bytes: at the end, as weights, index, unify and optimizer.
+        seconds: spent on the stream, the time before a resume included.
+        rows_per_second: events per second.
+    """
+
+    plan: SizePlan
+    metrics: dict[str, float]
+    history: list[dict[str, Any]]
+    tables: dict[str, list[dict[str, Any]]]
+    params: int
+    params_full: int
+    bytes: dict[str, int]
+    seconds: float
+    rows_per_second: float
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file a run continues from; it is rewritten as a whole after every epoch.
+    """The file a run continues from; it is rewritten as a whole each time.
 
     Attributes:
         path: the file, or None to keep nothing.
