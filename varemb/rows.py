@@ -6,14 +6,21 @@ from torch import Tensor
 
 
 class Rows(NamedTuple):
-    """A packed index: 32 bytes serve 24 rows, an 8-byte offset and 24 one-byte dims in granules.
+    """An index: packed where it has two dimensions, paged where it has one.
 
-    Row r starts at `base + granule * (dims before it in its block)` and holds
+    Packed, [ceil(N / 24), 4]: 32 bytes serve 24 rows, an 8-byte offset and 24 one-byte dims in
+    granules. Row r starts at `base + granule * (dims before it in its block)` and holds
     `min(granule * dim byte, width)` numbers.
+
+    Paged, [ceil(N / 2) + chunks]: first a 4-byte handle per row, two in a word, the even row in the
+    low half; then a word per chunk of rows of one dim, `base << 12 | dim`. A handle is
+    `chunk << 8 | slot`, and row r starts at `base + slot * dim`. N is a capacity: a row whose
+    handle is -1, or names a chunk or numbers that the table does not have, is absent, and a bad
+    index. Rows of dim 0 have handles in chunk 0, whose word is 0.
     """
 
-    index: Tensor  # type: ignore[assignment]  # [ceil(N / 24), 4] int64: the base, then 24 dim bytes
+    index: Tensor  # type: ignore[assignment]  # int64, [ceil(N / 24), 4] or [ceil(N / 2) + chunks]
     num_rows: int  # N
     width: int  # D
-    granule: int  # 1, 2, 4, 8 or 16 numbers per unit of the dim bytes
+    granule: int  # 1, 2, 4, 8 or 16 numbers per unit of the dim bytes; 1 when paged
     numbers: int  # E, length of the flat values

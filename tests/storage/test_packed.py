@@ -13,7 +13,7 @@ from varemb.testing import dims_of
 def test_rows_stand_one_after_another(rows, kind):
     dims = dims_of(kind, rows, 100)
     storage = PackedStorage(dims, 100)
-    offsets, found = reference.locate(storage.index, torch.arange(rows), 100, 1)
+    offsets, found = reference.locate(storage.index, torch.arange(rows), rows, 100, 1)
     assert torch.equal(found, dims)
     assert torch.equal(offsets, dims.cumsum(0) - dims)
     assert storage.numbers == int(dims.sum()) == storage.weight.numel()

@@ -10,7 +10,15 @@ from varemb.ops.reference.lookup_bag import MAX, MEAN, SUM, lookup_bag, lookup_b
 from varemb.ops.reference.lookup_linear import lookup_linear, lookup_linear_backward
 from varemb.ops.reference.repack import repack_
 from varemb.ops.reference.rounding import philox, round_stochastically
-from varemb.ops.reference.rows import ROWS_PER_BLOCK, locate, stored_dims
+from varemb.ops.reference.rows import (
+    DIM_BITS,
+    ROWS_PER_BLOCK,
+    SLOT_BITS,
+    is_paged,
+    locate,
+    refuse_paged,
+    stored_dims,
+)
 from varemb.ops.reference.update import (
     ADAGRAD,
     ADAM,
@@ -23,15 +31,18 @@ from varemb.ops.reference.update import (
 __all__ = [
     "ADAGRAD",
     "ADAM",
+    "DIM_BITS",
     "MAX",
     "MEAN",
     "ROWS_PER_BLOCK",
     "ROW_WISE_ADAGRAD",
     "SGD",
+    "SLOT_BITS",
     "SUM",
     "coalesce",
     "coalesce_dense",
     "coalesce_update_",
+    "is_paged",
     "locate",
     "lookup",
     "lookup_bag",
@@ -39,6 +50,7 @@ __all__ = [
     "lookup_linear",
     "lookup_linear_backward",
     "philox",
+    "refuse_paged",
     "repack_",
     "round_stochastically",
     "stored_dims",

@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from varemb.ops.reference.lookup_bag import bag_of, scales_of
-from varemb.ops.reference.rows import check_indices, places_of, wide_dtype
+from varemb.ops.reference.rows import (
+    check_indices,
+    places_of,
+    refuse_paged,
+    wide_dtype,
+)
 
 
 def contributions(
@@ -22,9 +27,10 @@ def contributions(
     mode: int,
     padding_idx: int,
     include_last_offset: bool,
+    numbers: int,
 ) -> tuple[Tensor, Tensor]:  # [m] int64, [m]
     """Every (place in the flat values, gradient) of the call, in the order of the lookups."""
-    check_indices("coalesce", indices, num_rows)
+    check_indices("coalesce", indices, num_rows, index, numbers)
     wide = wide_dtype(grad.dtype)
     kept = indices != padding_idx
     if offsets is None:
@@ -38,7 +44,7 @@ def contributions(
         if winners is not None:
             lookups = torch.arange(bag.numel(), device=bag.device)
             terms = torch.where(winners[bag] == lookups[:, None], terms, 0.0)
-    places, inside = places_of(index, indices, limit, grad.shape[1], granule)
+    places, inside = places_of(index, indices, limit, num_rows, grad.shape[1], granule)
     inside = inside & kept[:, None]
     return places[inside], terms[inside]
 
@@ -67,7 +73,7 @@ def coalesce_dense(
     """The gradient of the flat values. [E]"""
     places, terms = contributions(
         grad, index, indices, offsets, per_sample_weights, limit, winners, num_rows, granule, mode,
-        padding_idx, include_last_offset,
+        padding_idx, include_last_offset, numbers,
     )  # fmt: skip
     return terms.new_zeros(numbers).index_add(0, places, terms).to(grad.dtype)
 
@@ -88,9 +94,10 @@ def coalesce(
     numbers: int,
 ) -> tuple[Tensor, Tensor]:
     """The touched numbers alone: their places, ascending, and gradients. [n] int64, [n]"""
+    refuse_paged("coalesce", index)
     places, terms = contributions(
         grad, index, indices, offsets, per_sample_weights, limit, winners, num_rows, granule, mode,
-        padding_idx, include_last_offset,
+        padding_idx, include_last_offset, numbers,
     )  # fmt: skip
     touched, sums = summed(places, terms)
     return touched, sums.to(grad.dtype)

@@ -18,8 +18,8 @@ def lookup(
     granule: int,
 ) -> Tensor:
     """out[l, k] = values[offset + k] for k < min(d[r], limit), r = indices[l]; else 0. [L, D]"""
-    check_indices("lookup", indices, num_rows)
-    places, inside = places_of(index, indices, limit, width, granule)
+    check_indices("lookup", indices, num_rows, index, values.numel())
+    places, inside = places_of(index, indices, limit, num_rows, width, granule)
     if values.numel() == 0:
         return values.new_zeros(places.shape)
     return torch.where(inside, values[places], values.new_zeros(()))

@@ -60,7 +60,7 @@ def lookup_bag(
     include_last_offset: bool,
 ) -> tuple[Tensor, Tensor]:
     """Sum, mean or max of the zero-padded rows of each bag; an empty bag is zeros. [G, D]"""
-    check_indices("lookup_bag", indices, num_rows)
+    check_indices("lookup_bag", indices, num_rows, index, values.numel())
     bag, bags = bag_of(offsets, indices.numel(), include_last_offset)
     rows = lookup(values, index, indices, limit, num_rows, width, granule)[: bag.numel()]
     kept = indices[: bag.numel()] != padding_idx
@@ -104,7 +104,7 @@ def lookup_bag_weights_backward(
     include_last_offset: bool,
 ) -> Tensor:
     """out[l] = row of indices[l] times the gradient of its bag; 0 for padding_idx. [L]"""
-    check_indices("lookup_bag_weights_backward", indices, num_rows)
+    check_indices("lookup_bag_weights_backward", indices, num_rows, index, values.numel())
     bag, _ = bag_of(offsets, indices.numel(), include_last_offset)
     rows = lookup(values, index, indices, limit, num_rows, grad.shape[1], granule)[: bag.numel()]
     wide = wide_dtype(values.dtype)

@@ -21,9 +21,9 @@ def lookup_linear(
     granule: int,
 ) -> Tensor:
     """out[l] = row @ weight[first : first + d] + bias[group] of the row's field and dim. [L, O]"""
-    check_indices("lookup_linear", indices, num_rows)
+    check_indices("lookup_linear", indices, num_rows, index, values.numel())
     rows = lookup(values, index, indices, None, num_rows, width, granule)
-    matrices, inside, group = _matrices(index, indices, groups, weight, width, granule)
+    matrices, inside, group = _matrices(index, indices, groups, num_rows, width, granule)
     wide = wide_dtype(values.dtype)
     taken = torch.where(inside[:, :, None], weight.to(wide)[matrices], 0.0)  # [L, D, O]
     out = torch.bmm(rows.to(wide)[:, None], taken)[:, 0] + bias.to(wide)[group]
@@ -31,10 +31,10 @@ def lookup_linear(
 
 
 def _matrices(
-    index: Tensor, indices: Tensor, groups: Tensor, weight: Tensor, width: int, granule: int
+    index: Tensor, indices: Tensor, groups: Tensor, num_rows: int, width: int, granule: int
 ) -> tuple[Tensor, Tensor, Tensor]:  # [L, D], [L, D] bool, [L]
     """The matrix row of each column of each lookup, whether it exists, and the bias row."""
-    _, dim = locate(index, indices, width, granule)
+    _, dim = locate(index, indices, num_rows, width, granule)
     field = torch.arange(indices.numel(), device=indices.device) % groups.shape[0]
     first, group = groups[field, dim].unbind(1)
     if bool((group < 0).any()):
@@ -61,7 +61,7 @@ def lookup_linear_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the looked-up rows [L, D], of weight [S, O] and of bias [C, O]."""
     rows = lookup(values, index, indices, None, num_rows, width, granule)
-    matrices, inside, group = _matrices(index, indices, groups, weight, width, granule)
+    matrices, inside, group = _matrices(index, indices, groups, num_rows, width, granule)
     wide = wide_dtype(values.dtype)
     grad, rows = grad.to(wide), rows.to(wide)
     taken = torch.where(inside[:, :, None], weight.to(wide)[matrices], 0.0)

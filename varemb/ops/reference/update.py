@@ -7,7 +7,7 @@ from torch import Tensor
 
 from varemb.ops.reference.coalesce import contributions, summed
 from varemb.ops.reference.rounding import check_rounding, round_stochastically
-from varemb.ops.reference.rows import stored_dims, wide_dtype
+from varemb.ops.reference.rows import refuse_paged, rows_at, wide_dtype
 
 SGD, ADAGRAD, ROW_WISE_ADAGRAD, ADAM = 0, 1, 2, 3
 
@@ -27,6 +27,26 @@ def update_(
     algorithm: int,
 ) -> None:
     """One optimizer step on the numbers at `positions`; nothing else changes."""
+    refuse_paged("update", index)
+    _step(
+        values, state1, state2, hyper, rounding, index, positions, grad, num_rows, granule,
+        algorithm,
+    )  # fmt: skip
+
+
+def _step(
+    values: Tensor,
+    state1: Tensor | None,
+    state2: Tensor | None,
+    hyper: Tensor,
+    rounding: Tensor | None,
+    index: Tensor,
+    positions: Tensor,
+    grad: Tensor,
+    num_rows: int,
+    granule: int,
+    algorithm: int,
+) -> None:
     check_rounding(rounding, values.dtype)
     lr, weight_decay, eps, beta1, beta2, step = hyper.tolist()
     wide = wide_dtype(values.dtype)
@@ -40,8 +60,7 @@ def update_(
         new = old - lr * g / (state1[positions].sqrt() + eps)
     elif algorithm == ROW_WISE_ADAGRAD:
         assert state1 is not None
-        ends = stored_dims(index, num_rows, granule).cumsum(0)
-        rows = torch.searchsorted(ends, positions, right=True)
+        rows = rows_at(index, positions, num_rows, granule)
         touched, slot = rows.unique(return_inverse=True)
         squares = g.new_zeros(touched.numel()).index_add(0, slot, g * g)
         state1[touched] += squares / torch.bincount(slot, minlength=touched.numel())
@@ -78,10 +97,9 @@ def coalesce_update_(
     """`coalesce`, then `update_`, the sums kept in the wide dtype in between."""
     places, terms = contributions(
         grad, index, indices, offsets, per_sample_weights, limit, winners, num_rows, granule, mode,
-        padding_idx, include_last_offset,
+        padding_idx, include_last_offset, values.numel(),
     )  # fmt: skip
     touched, sums = summed(places, terms)
-    update_(
-        values, state1, state2, hyper, rounding, index, touched, sums, num_rows, grad.shape[1],
-        granule, algorithm,
+    _step(
+        values, state1, state2, hyper, rounding, index, touched, sums, num_rows, granule, algorithm
     )  # fmt: skip
