@@ -4,7 +4,9 @@ VAREMB_BUILD=auto (default) builds what it can and says what it could not; pytho
 cpu builds the CPU libraries alone, cuda these and the CUDA library, and both fail loudly when they
 cannot. VAREMB_CUDA_ARCH_LIST (or TORCH_CUDA_ARCH_LIST) names GPUs, such as "8.0;9.0+PTX"; MAX_JOBS
 is how many files compile at a time. Nothing here looks at the devices of the machine that builds:
-the CUDA library is built wherever nvcc is, against a torch with or without CUDA.
+the CUDA library is built wherever nvcc is, against a torch with or without CUDA. `varemb._host`
+(the id map and the negative sampler, numpy in and out) needs pybind11 where the build runs; without
+it everything else is built.
 """
 
 import importlib.util
@@ -14,6 +16,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,25 +49,42 @@ CUDA_FLAGS = [
     *COMMON, "-DUSE_CUDA", "--fmad=false", "-Xcompiler", "-fPIC,-fvisibility=hidden",
     "--threads", "1", "-Xptxas", "-v",
 ]  # fmt: skip
+HOST_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wall"]
+HOST_NAME = f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
+BUILT = ("_C_*.so", HOST_NAME)
 PTXAS_SAYS = ("ptxas info", "    0 bytes stack")  # of every kernel, between nvcc's own messages
 ARCHITECTURES = ["8.0", "9.0", "10.0+PTX"]
 
 
-def torch_folder():
-    """The installed torch, found without importing it (a second instead of several)."""
-    spec = importlib.util.find_spec("torch")
+def folder_of(package):
+    """An installed package, found without importing it (torch takes seconds), or None."""
+    spec = importlib.util.find_spec(package)
     return Path(spec.submodule_search_locations[0]) if spec else None
+
+
+def compiler_missing():
+    """Why nothing can be compiled here, or None."""
+    if BUILD == "python":
+        return "VAREMB_BUILD=python asked for a pure-Python install"
+    if shutil.which(cxx()) is None:
+        return "no C++ compiler (set CXX, or install g++)"
+    return None
 
 
 def cpu_missing():
     """Why the CPU libraries cannot be built here, or None."""
-    if BUILD == "python":
-        return "VAREMB_BUILD=python asked for a pure-Python install"
-    if torch_folder() is None:
+    if BUILD != "python" and folder_of("torch") is None:
         return "torch is not installed where the build runs (pip install --no-build-isolation .)"
-    if shutil.which(cxx()) is None:
-        return "no C++ compiler (set CXX, or install g++)"
-    return None
+    return compiler_missing()
+
+
+def host_missing():
+    """Why varemb._host cannot be built here, or None."""
+    if BUILD != "python" and folder_of("pybind11") is None:
+        return "pybind11 was not installed where varemb was built (pip install pybind11)"
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        return "Python.h was not found when varemb was built (install python3-dev)"
+    return compiler_missing()
 
 
 def cuda_missing():
@@ -150,7 +170,7 @@ def compile_object(source, folder, command):
     """
     out = OBJECTS / folder / f"{source.stem}.o"
     out.parent.mkdir(parents=True, exist_ok=True)
-    command = [*command, "-isystem", str(torch_folder() / "include"), "-c", str(source)]
+    command = [*command, "-c", str(source)]
     stamp, line = out.with_suffix(".command"), " ".join(command)
     reads = [source, *(ROOT / "csrc").glob("*.h"), *source.parent.glob("*.*h")]
     is_current = out.exists() and stamp.exists() and stamp.read_text() == line
@@ -168,9 +188,24 @@ def compile_all(jobs):
         return list(pool.map(lambda job: compile_object(*job), jobs))
 
 
+def torch_headers():
+    return ["-isystem", str(folder_of("torch") / "include")]
+
+
 def torch_libraries():
     # libtorch.so has no code of its own; in a CUDA build of torch it brings libtorch_cuda.so.
-    return [f"-L{torch_folder() / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+    return [f"-L{folder_of('torch') / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
+
+
+def build_host(target):
+    headers = [folder_of("pybind11") / "include", sysconfig.get_path("include")]
+    command = [cxx(), *HOST_FLAGS]
+    for folder in headers:
+        command += ["-isystem", str(folder)]
+    sources = sorted((ROOT / "csrc" / "host").glob("*.cpp"))
+    # Its own folder: pybind11 goes with one version of Python.
+    objects = compile_all([(source, HOST_NAME, command) for source in sources])
+    run([cxx(), "-shared", "-pthread", *objects, "-o", str(target / HOST_NAME)])
 
 
 def build_cpu(target):
@@ -178,7 +213,7 @@ def build_cpu(target):
     capabilities = list(CAPABILITIES if machine_is_x86 else ["default"])
     sources = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
     jobs = [
-        (source, capability, [cxx(), *CPU_FLAGS, *CAPABILITIES[capability]])
+        (source, capability, [cxx(), *CPU_FLAGS, *CAPABILITIES[capability], *torch_headers()])
         for capability in capabilities
         for source in sources
     ]
@@ -192,7 +227,7 @@ def build_cpu(target):
 def build_cuda(target):
     sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     host = ["-ccbin", cxx()] if "CXX" in os.environ else []
-    command = [nvcc(), *host, *CUDA_FLAGS, *code_flags()]
+    command = [nvcc(), *host, *CUDA_FLAGS, *code_flags(), *torch_headers()]
     objects = compile_all([(source, "cuda", command) for source in sources])
     library = str(target / "_C_cuda.so")
     # The static CUDA runtime: the library then loads beside whichever runtime torch brought, and
@@ -214,13 +249,18 @@ def attempt(build, reason, target):
     return reason
 
 
+def found(folder):
+    """The libraries in a folder, those of other Pythons aside."""
+    return [path for name in BUILT for path in sorted(folder.glob(name))]
+
+
 class BuildNative(build_ext):
-    """Compiles csrc/cpu once per instruction set, and csrc/cuda for every GPU, where it can."""
+    """Compiles csrc/cpu once per instruction set, csrc/cuda for every GPU, and csrc/host."""
 
     def build_extension(self, ext):
         target = self.target()
         target.mkdir(parents=True, exist_ok=True)
-        for old in target.glob("_C_*.so"):
+        for old in found(target):
             old.unlink()
         if BUILD not in ("auto", "python", "cpu", "cuda"):
             raise RuntimeError(f"VAREMB_BUILD must be auto, python, cpu or cuda, got {BUILD!r}")
@@ -234,9 +274,15 @@ class BuildNative(build_ext):
             if BUILD == "cuda":
                 raise RuntimeError(f"varemb: cannot build the CUDA kernels: {cuda}")
             print(f"varemb: NO CUDA KERNELS, on GPUs Triton or the reference run: {cuda}")
+        host = attempt(build_host, host_missing(), target)
+        if host is not None:
+            if BUILD in ("cpu", "cuda") and host_missing() is None:
+                raise RuntimeError(f"varemb: cannot build varemb._host: {host}")
+            print(f"varemb: NO ID MAP, NO NEGATIVE SAMPLER (varemb._host): {host}")
         facts = {
             "cpu_missing": cpu,
             "cuda_missing": cuda,
+            "host_missing": host,
             "compiler": version_of(cxx()),
             "nvcc": version_of(nvcc()),
             "cuda_architectures": None if cuda else ";".join(architectures()),
@@ -245,8 +291,7 @@ class BuildNative(build_ext):
         (target / "build_info.json").write_text(json.dumps(facts, indent=1))
 
     def get_outputs(self):
-        built = [*self.target().glob("_C_*.so"), self.target() / "build_info.json"]
-        return [str(path) for path in built]
+        return [str(path) for path in (*found(self.target()), self.target() / "build_info.json")]
 
     def target(self):
         return Path(self.build_lib) / "varemb"
@@ -255,9 +300,7 @@ class BuildNative(build_ext):
         """Editable installs run the package from its sources: the libraries go beside them."""
         package = ROOT / "varemb"
         built = [Path(path) for path in self.get_outputs()]
-        for stale in {path.name for path in package.glob("_C_*.so")} - {
-            path.name for path in built
-        }:
+        for stale in {path.name for path in found(package)} - {path.name for path in built}:
             (package / stale).unlink()
         for path in built:
             # Replaced in one step: a process that runs the old library keeps it.
@@ -265,15 +308,17 @@ class BuildNative(build_ext):
             os.replace(package / f"{path.name}.tmp", package / path.name)
 
 
-class StableWheel(bdist_wheel):
-    """The libraries call no Python, so a wheel serves every Python 3."""
+class Wheel(bdist_wheel):
+    """Only varemb._host calls Python: a wheel without it serves every Python 3."""
 
     def get_tag(self):
-        _, _, platform_tag = super().get_tag()
-        return "py3", "none", platform_tag
+        python, abi, platform_tag = super().get_tag()
+        return (
+            (python, abi, platform_tag) if host_missing() is None else ("py3", "none", platform_tag)
+        )
 
 
 setup(
     ext_modules=[Extension("varemb._C_cpu", sources=[])],
-    cmdclass={"build_ext": BuildNative, "bdist_wheel": StableWheel},
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,27 @@ def cpu_missing() -> str | None:
 def cuda_missing() -> str | None:
     """Why the CUDA kernels are missing, or None when they are there."""
     return _cuda_missing
+
+
+def host_missing() -> str | None:
+    """Why `varemb._host` is missing (the id map and the negative sampler), or None."""
+    try:
+        host()
+    except ImportError as error:
+        return str(error).removeprefix("varemb._host: ")
+    return None
+
+
+def host() -> Any:
+    """The compiled module `varemb._host`: numpy in and out, the same for every device.
+
+    Raises:
+        ImportError: it was not built or does not load; the message says why.
+    """
+    if not any((_FOLDER / f"_host{suffix}").exists() for suffix in EXTENSION_SUFFIXES):
+        reason = build_facts().get("host_missing") or "it was not built for this Python"
+        raise ImportError(f"varemb._host: {reason}, then pip install --no-build-isolation .")
+    return importlib.import_module("varemb._host")
 
 
 def why_not_on_gpu(capability: tuple[int, int]) -> str | None:

@@ -23,6 +23,7 @@ def build_info() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda_device": _describe_gpu(),
         "backends": {backend: _describe(backend) for backend in BACKENDS},
+        "host_module": _native.host_missing() or "available",
         "build": _native.build_facts(),
     }
 
