@@ -1,14 +1,20 @@
-"""setup.py: what it finds, for which GPUs it compiles, when it compiles again."""
+"""setup.py: what it finds, for which GPUs it compiles, when it compiles again, what it ships."""
 
+import importlib.util
+import json
 import os
 import runpy
+import subprocess
 import sys
+import sysconfig
+import tarfile
 from pathlib import Path
 
 import pytest
 import setuptools
 
 SETUP = Path(__file__).parents[1] / "setup.py"
+EXTENSION = setuptools.Extension("varemb._C_cpu", sources=[])
 COMPILER = """
 import sys
 arguments = sys.argv[1:]
@@ -59,8 +65,84 @@ def test_without_nvcc_the_reason_is_said(setup, monkeypatch):
     assert functions["cpu_missing"]() is None
     found["/usr/local/cuda/bin/nvcc"] = "there"
     assert functions["nvcc"]() == "there" and functions["cuda_missing"]() is None
+    assert functions["host_missing"]() is None
     found.clear()
-    assert functions["cpu_missing"]() == "no C++ compiler (set CXX, or install g++)"
+    reason = "no C++ compiler (set CXX, or install g++)"
+    assert functions["cpu_missing"]() == functions["host_missing"]() == reason
+
+
+def test_without_pybind11_or_python_headers_only_the_host_module_is_missing(setup, monkeypatch):
+    functions = setup()
+    find_spec = importlib.util.find_spec
+    hidden = {"pybind11"}
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in hidden else find_spec(name)
+    )
+    assert functions["host_missing"]().startswith("pybind11 was not installed where varemb was")
+    assert functions["cpu_missing"]() is None
+    hidden.clear()
+    assert functions["host_missing"]() is None
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: "/nowhere")
+    assert functions["host_missing"]() == (
+        "Python.h was not found when varemb was built (install python3-dev)"
+    )
+
+
+def test_a_wheel_with_the_host_module_is_for_one_python(setup):
+    def tag(**environment):
+        functions = setup(**environment)
+        command = functions["Wheel"](setuptools.Distribution({"ext_modules": [EXTENSION]}))
+        command.finalize_options()
+        return command.get_tag()
+
+    own = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+    assert tag()[:2] == (own, own)
+    assert tag(VAREMB_BUILD="python")[:2] == ("py3", "none")
+
+
+def test_only_libraries_of_this_python_are_counted(setup, tmp_path):
+    functions = setup()
+    own = functions["HOST_NAME"]
+    for name in ("_C_cpu_avx2.so", own, "_host.cpython-20-other.so", "_host.py"):
+        (tmp_path / name).touch()
+    assert [path.name for path in functions["found"](tmp_path)] == ["_C_cpu_avx2.so", own]
+
+
+@pytest.mark.parametrize("build", ["auto", "cpu"])
+def test_a_host_module_that_fails_to_compile_is_said_or_raised(setup, build, tmp_path, monkeypatch):
+    functions = setup(VAREMB_BUILD=build)
+    scope = functions["BuildNative"].build_extension.__globals__
+
+    def fails(target):
+        raise subprocess.CalledProcessError(1, "g++", stderr="x.cpp: error: no such thing")
+
+    for name in ("build_cpu", "build_cuda"):
+        monkeypatch.setitem(scope, name, lambda target: None)
+    monkeypatch.setitem(scope, "build_host", fails)
+    command = functions["BuildNative"](setuptools.Distribution())
+    command.build_lib = str(tmp_path)
+    if build == "cpu":
+        with pytest.raises(RuntimeError, match=r"cannot build varemb\._host: .*no such thing"):
+            command.build_extension(EXTENSION)
+    else:
+        command.build_extension(EXTENSION)
+        facts = json.loads((tmp_path / "varemb" / "build_info.json").read_text())
+        assert facts["host_missing"] == "the compiler failed: x.cpp: error: no such thing"
+        assert facts["cpu_missing"] is None
+
+
+def test_the_source_archive_holds_all_native_sources(tmp_path):
+    root = SETUP.parent
+    command = [sys.executable, "setup.py", "-q", "egg_info", "--egg-base", str(tmp_path)]
+    command += ["sdist", "--dist-dir", str(tmp_path), "--formats", "tar"]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    native = {
+        path.relative_to(root).as_posix() for path in (root / "csrc").rglob("*") if path.is_file()
+    }
+    assert {"csrc/host/module.cpp", "csrc/checks.h"} <= native <= names
 
 
 @pytest.mark.parametrize(("build", "cpu"), [("python", "pure-Python"), ("cpu", None)])
@@ -71,19 +153,25 @@ def test_what_was_not_asked_for_is_not_built(setup, build, cpu):
     assert (functions["cpu_missing"]() is None) == (cpu is None)
 
 
-def test_a_file_is_compiled_again_only_when_it_must(setup, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("folder", "file", "beside"), [("cuda", "op.cu", "op.cuh"), ("host", "module.cpp", "map.h")]
+)
+@pytest.mark.parametrize("above", [False, True])
+def test_a_file_is_compiled_again_only_when_it_must(
+    setup, tmp_path, monkeypatch, folder, file, beside, above
+):
     compile_object = setup()["compile_object"]
     monkeypatch.setitem(compile_object.__globals__, "ROOT", tmp_path)
     monkeypatch.setitem(compile_object.__globals__, "OBJECTS", tmp_path / "objects")
-    compiler, source = tmp_path / "compiler.py", tmp_path / "csrc" / "cuda" / "op.cu"
+    compiler, source = tmp_path / "compiler.py", tmp_path / "csrc" / folder / file
     source.parent.mkdir(parents=True)
-    header = source.with_suffix(".cuh")
+    header = tmp_path / "csrc" / "rows.h" if above else source.with_name(beside)
     for path, text in ((compiler, COMPILER), (source, "kernel"), (header, "device")):
         path.write_text(text)
         os.utime(path, (1, 1))
 
     def compiled(*flags):
-        out = Path(compile_object(source, "cuda", [sys.executable, str(compiler), *flags]))
+        out = Path(compile_object(source, folder, [sys.executable, str(compiler), *flags]))
         assert out.with_suffix(".log").read_text() == "ptxas says\n"
         return out.read_text().count("compiled")
 
