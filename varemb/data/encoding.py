@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from varemb.data.base import ClickData, open_encoded
+from varemb.data.columns import BLOCK_BYTES
 from varemb.data.keys import count_equal, number_distinct
 from varemb.data.mapped import NOTES, Ids, Labels, RowsWriter, building, load_notes
-from varemb.data.reading import BLOCK_BYTES, Batch, LogFormat, find_source, read_batches
+from varemb.data.reading import Batch, LogFormat, find_source, read_batches
 from varemb.data.vocabulary import ValueCounts, Vocabulary, make_vocabulary
 
 VOCABULARY = "vocabulary.safetensors"  # its name in an encoded folder
