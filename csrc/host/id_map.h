@@ -9,6 +9,7 @@
 // takes 8 + 64 / 12 / 0.74 bytes (each shard is filled to between 0.625 and 0.875).
 #pragma once
 
+#include "mix.h"
 #include "threads.h"
 
 #include <algorithm>
@@ -106,13 +107,7 @@ class IdMap {
   static constexpr uint32_t kAbsent = 0xFFFFFFFF;
   static constexpr uint32_t kUnknown = 0xFFFFFFFE;
 
-  // A bijection (the finish of splitmix64), so that ids in sequence or in strides spread like
-  // random ones, and every bit of the id moves every part: shard, bucket and tag.
-  static uint64_t mix(uint64_t id) {
-    id = (id ^ (id >> 30)) * 0xBF58476D1CE4E5B9ull;
-    id = (id ^ (id >> 27)) * 0x94D049BB133111EBull;
-    return id ^ (id >> 31);
-  }
+  // Every part is taken from other bits of the hash: shard, bucket and tag.
   static uint64_t shard_of(uint64_t hash) { return hash >> 56; }
   static uint8_t tag_of(uint64_t hash) { return std::max<uint8_t>(hash & 0xFF, 1); }
 
