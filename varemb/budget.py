@@ -72,6 +72,37 @@ def fill_budget(
     return dims
 
 
+def split_budget(share: float, rows: tuple[int, int], budget: int, width: int) -> tuple[int, int]:
+    """Numbers of two groups of rows: the first gets a share, as far as both groups can use theirs.
+
+    Each group gets at least a number and at most `width` numbers per row; what does not fit moves
+    to the other group.
+
+    Args:
+        share: of the first group, in [0, 1].
+        rows: of both groups.
+        budget: numbers in all; what is above `width` per row is left unused.
+        width: the widest row.
+
+    Raises:
+        ValueError: the budget is smaller than a number per row.
+
+    Example:
+        >>> split_budget(0.5, (10, 90), 400, 8), split_budget(0.0, (10, 90), 400, 8)
+        ((80, 320), (10, 390))
+    """
+    if budget < sum(rows):
+        raise ValueError(
+            f"split_budget: budget must be at least a number for each of {sum(rows)} rows, "
+            f"got {budget}"
+        )
+    budget = min(budget, width * sum(rows))
+    least = max(rows[0], budget - width * rows[1])
+    most = min(width * rows[0], budget - rows[1])
+    first = min(max(round(share * budget), least), most)
+    return first, budget - first
+
+
 def _level(weights: Floats, caps: Ints, budget: int, min_dim: int) -> Floats:
     """clip(nu * weights, min_dim, caps) with the largest nu whose sum does not exceed the
     budget."""
