@@ -11,6 +11,11 @@ from varemb.ranking import ItemLists, item_lists, rank_metrics
 NOTHING = torch.empty(0, dtype=torch.int64)
 
 
+@pytest.fixture(autouse=True)
+def _small_work(_one_thread):  # which sets torch's own number again
+    torch.set_num_threads(1)
+
+
 def lists_of(*users: list[int]) -> ItemLists:
     numbers = torch.tensor([user for user, items in enumerate(users) for _ in items]).long()
     return item_lists(
@@ -27,13 +32,13 @@ def measure(scores, seen, test, ks, **options):
 def loop(scores, seen, test, ks, candidates):
     """User by user, item by item. Returns: {user: {("recall" | "ndcg", k): value}}."""
     found = {}
-    for user in range(len(scores)):
+    for user, row in enumerate(scores.tolist()):
         mine = set(test.items[test.starts[user] : test.starts[user + 1]].tolist())
         masked = set(seen.items[seen.starts[user] : seen.starts[user + 1]].tolist())
         if not mine:
             continue
-        open_ = [i for i in candidates if i not in masked and scores[user, i] > -math.inf]
-        ranked = sorted(open_, key=lambda i: (-float(scores[user, i]), i))
+        open_ = [i for i in candidates if i not in masked and row[i] > -math.inf]
+        ranked = sorted(open_, key=lambda i: (-row[i], i))
         values = found[user] = {}
         for k in ks:
             gains = [1 / math.log2(r + 2) for r, item in enumerate(ranked[:k]) if item in mine]
@@ -51,9 +56,13 @@ def random_lists(generator, users, items, share):
 
 @pytest.mark.parametrize("kind", ["distinct", "tied", "all equal", "some -inf", "float16"])
 @pytest.mark.parametrize("few", [False, True])
-def test_rank_metrics_equal_a_loop(kind, few):
+# Lists that end among equal scores; and lists of all there is, with and without seen items.
+@pytest.mark.parametrize(
+    ("ks", "share"), [((1, 2, 5), 0.4), ((9, 3), 0.1), ((100, 12), 0.4), ((45, 46), 0)]
+)
+def test_rank_metrics_equal_a_loop(kind, few, ks, share):
     generator = torch.Generator().manual_seed(3)
-    users, items, ks = 60, 45, (1, 2, 5, 20, 100)
+    users, items = 60, 45
     scores = torch.randn(users, items, generator=generator)
     if kind == "tied":
         scores = scores.mul(1.5).round()  # also -0.0 beside 0.0
@@ -63,7 +72,7 @@ def test_rank_metrics_equal_a_loop(kind, few):
         scores[torch.rand(users, items, generator=generator) < 0.6] = -math.inf
     elif kind == "float16":
         scores = scores.half()
-    seen = random_lists(generator, users, items, 0.4)
+    seen = random_lists(generator, users, items, share)
     test = random_lists(generator, users, items, 0.05)  # some of them seen, some users without
     candidates = torch.randperm(items, generator=generator)[: 12 if few else items]
     expected = loop(scores, seen, test, ks, sorted(candidates.tolist()))
