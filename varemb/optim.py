@@ -23,7 +23,7 @@ from torch import Tensor
 
 from varemb.ops import Fused, update_
 from varemb.ops.update import ALGORITHMS
-from varemb.storage import Storage, prefer_huge_pages, storage_of
+from varemb.storage import State, Storage, storage_of
 
 _HYPER = ("lr", "weight_decay", "eps", "beta1", "beta2")  # places in the hyper tensor, then step
 _STEP = len(_HYPER)
@@ -63,6 +63,7 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
 
     algorithm: ClassVar[str]
     state_names: ClassVar[tuple[str, ...]]
+    is_row_wise: ClassVar[bool] = False  # state [N] instead of [E]
 
     def __init__(
         self,
@@ -81,6 +82,7 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
         self._seed = seed if stochastic_rounding else None
         self._tables: dict[Tensor, Storage] = {}
         self._hypers: dict[Tensor, Tensor] = {}
+        self._moves: dict[Tensor, State] = {}
         super().__init__(params, defaults)
 
     def _check(self, options: dict[str, Any]) -> None:
@@ -125,14 +127,17 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
             state["rounding"] = rounding
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         for state_name in self.state_names:
-            size = self._state_size(storage)
-            buffer = torch.empty(size, dtype=wide, device=weight.device)
-            state[state_name] = prefer_huge_pages(buffer).fill_(self._fill)
+            state[state_name] = storage.new_state(wide, self._fill, per_row=self.is_row_wise)
+        tensors = [state[state_name] for state_name in self.state_names]
+        moves = State(per_row=tensors) if self.is_row_wise else State(per_number=tensors)
+        moves.fill = self._fill
+        self._moves[weight] = moves
+        storage.follow(moves)
         if self._fused:
             anchor = torch.zeros(0, device=weight.device, requires_grad=True)
             first, second = self._buffers(weight)
             algorithm = ALGORITHMS[self.algorithm]
-            storage.attach(Fused(anchor, first, second, hyper, rounding, algorithm))
+            storage.attach(Fused(anchor, first, second, hyper, rounding, algorithm), moves)
 
     def _make_rounding(self, position: int, weight: Tensor) -> Tensor | None:  # [2]
         """Seed and offset of a table's random numbers; the table's number is the seed's upper half,
@@ -145,9 +150,6 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
                 f"parameter {position} has {str(weight.dtype).removeprefix('torch.')}"
             )
         return torch.tensor([self._seed | len(self._tables) << 32, 0], device=weight.device)
-
-    def _state_size(self, storage: Storage) -> int:
-        return storage.weight.numel()
 
     def _buffers(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
         buffers = [self.state[weight][name] for name in self.state_names] + [None, None]
@@ -299,6 +301,7 @@ class RowWiseAdagrad(TableOptimizer):
 
     algorithm = "row_wise_adagrad"
     state_names = ("sum",)
+    is_row_wise = True
 
     def __init__(
         self,
@@ -315,9 +318,6 @@ class RowWiseAdagrad(TableOptimizer):
         super().__init__(
             params, defaults, fused=fused, stochastic_rounding=stochastic_rounding, seed=seed
         )
-
-    def _state_size(self, storage: Storage) -> int:
-        return storage.rows.num_rows
 
 
 class Adam(TableOptimizer):

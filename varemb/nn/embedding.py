@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from varemb.nn.dims import field_dims, row_dims
+from varemb.nn.table import Table, checked_sizes, make_storage
 from varemb.nn.unify import ChainUnify, LinearUnify
 from varemb.ops import field_rows, lookup, lookup_linear
-from varemb.storage import PackedStorage
+from varemb.storage import PackedStorage, PagedStorage
 
 UNIFY: dict[str, type[LinearUnify] | type[ChainUnify]] = {
     "linear": LinearUnify,
@@ -40,10 +41,10 @@ def checked_padding(module: str, padding_idx: int | None, num_rows: int) -> int 
     return padding_idx % num_rows
 
 
-def fill_table(storage: PackedStorage, padding_idx: int | None) -> None:
+def fill_table(storage: PackedStorage | PagedStorage, padding_idx: int | None) -> None:
     """torch's initial values: normal, zeros for the padding row."""
     with torch.no_grad():
-        storage.weight.normal_()
+        storage.weight[: storage.live_numbers].normal_()
         if padding_idx is not None:
             storage.row(padding_idx).zero_()
 
@@ -56,7 +57,7 @@ def dense_weight(module: str, source: Tensor | nn.Module) -> Tensor:  # [N, D]
     return weight.detach()
 
 
-class VarEmbedding(nn.Module):
+class VarEmbedding(Table):
     """Rows of different dims, looked up as vectors of one width; a swap for `nn.Embedding`.
 
     Row r stores d[r] numbers. With equal dims the result is that of `nn.Embedding`.
@@ -75,6 +76,12 @@ class VarEmbedding(nn.Module):
             rounded up to a multiple of 2, 4, 8 or 16, and `dims` says what is stored.
         unify: "pad" (zeros), "linear" (a matrix and bias per size; AutoDim Eq. 1) or "chain"
             (consecutive maps; ESAPN Eq. 1).
+        resizable: rows may change their dims, come and go (`resize`, `extend`, `remove`).
+        sizes: dims that rows of a resizable table may take; needed with "linear" and "chain", where
+            each has its map. None: any dim.
+        reserve_rows, reserve_numbers: room that a resizable table has from the start: within it its
+            tensors keep their addresses. With reserve_numbers a table that is not resizable can be
+            rebuilt in place by `resize` and `extend`, never holding more numbers than these.
         backend: "cpu" or "reference"; by default the fastest that runs.
 
     Attributes:
@@ -100,7 +107,6 @@ class VarEmbedding(nn.Module):
     """
 
     field_starts: Tensor | None
-    unify: LinearUnify | ChainUnify | None
 
     def __init__(
         self,
@@ -116,6 +122,10 @@ class VarEmbedding(nn.Module):
         *,
         dims: Any = None,
         unify: str = "pad",
+        resizable: bool = False,
+        sizes: Sequence[int] | None = None,
+        reserve_rows: int | None = None,
+        reserve_numbers: int | None = None,
         backend: str | None = None,
         field_starts: Sequence[int] | None = None,
     ) -> None:
@@ -123,10 +133,20 @@ class VarEmbedding(nn.Module):
         name = type(self).__name__
         refuse_torch_options(name, max_norm, norm_type, scale_grad_by_freq)
         given = row_dims(name, dims, num_embeddings, embedding_dim)
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.embedding_dim = embedding_dim
         self.padding_idx = checked_padding(name, padding_idx, num_embeddings)
         self.sparse, self.backend = sparse, backend
-        self.storage = PackedStorage(given, embedding_dim, device=device, dtype=dtype)
+        self.storage = make_storage(
+            name,
+            given,
+            embedding_dim,
+            resizable=resizable,
+            sizes=sizes,
+            reserve_rows=reserve_rows,
+            reserve_numbers=reserve_numbers,
+            device=device,
+            dtype=dtype,
+        )
         starts = None if field_starts is None else torch.tensor(list(field_starts))
         self.register_buffer(
             "field_starts", None if starts is None else starts.to(device), persistent=False
@@ -135,13 +155,13 @@ class VarEmbedding(nn.Module):
         if unify != "pad":
             if unify not in UNIFY:
                 raise ValueError(f"{name}: unify must be pad, linear or chain, got {unify!r}")
-            self.unify = UNIFY[unify](
-                self.storage.dims.cpu(),
-                list(field_starts or (0, num_embeddings)),
-                embedding_dim,
-                device=device,
-                dtype=dtype,
-            )
+            grouped, starts_of = self.storage.dims.cpu(), list(field_starts or (0, num_embeddings))
+            if resizable:
+                if sizes is None:
+                    raise ValueError(f"{name}: unify={unify!r} with resizable=True needs sizes")
+                grouped = torch.tensor(checked_sizes(name, sizes, embedding_dim))
+                starts_of = [0, len(grouped)]
+            self.unify = UNIFY[unify](grouped, starts_of, embedding_dim, device=device, dtype=dtype)
         fill_table(self.storage, self.padding_idx)
 
     @classmethod
@@ -232,23 +252,6 @@ class VarEmbedding(nn.Module):
         table.storage.copy_dense_(dense)
         table.weight.requires_grad_(not freeze)
         return table
-
-    @property
-    def weight(self) -> nn.Parameter:
-        return self.storage.weight
-
-    @property
-    def dims(self) -> Tensor:
-        """Stored numbers of each row. [N], int64."""
-        return self.storage.dims
-
-    def row(self, row: int) -> Tensor:
-        """The numbers of one row, a view of the weight. [d[row]]"""
-        return self.storage.row(row)
-
-    def to_dense(self) -> Tensor:
-        """All rows zero-padded, without gradient. [N, D]"""
-        return self.storage.to_dense()
 
     def unify_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the matrices; none for "pad"."""

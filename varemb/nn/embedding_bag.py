@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,11 +10,11 @@ from torch import Tensor, nn
 
 from varemb.nn.dims import row_dims
 from varemb.nn.embedding import checked_padding, dense_weight, fill_table, refuse_torch_options
+from varemb.nn.table import Table, make_storage
 from varemb.ops import lookup_bag
-from varemb.storage import PackedStorage
 
 
-class VarEmbeddingBag(nn.Module):
+class VarEmbeddingBag(Table):
     """Sums, means or maxima of bags of rows of different dims; a swap for `nn.EmbeddingBag`.
 
     A row's missing columns count as zeros, also in "max". With equal dims the result is torch's.
@@ -30,7 +31,8 @@ class VarEmbeddingBag(nn.Module):
         _weight: not supported; use `from_pretrained`.
         include_last_offset: offsets end with the number of indices. [G + 1]
         padding_idx: a row that bags leave out; starts as zeros.
-        device, dtype, dims, backend: as in `VarEmbedding`.
+        device, dtype, dims, resizable, sizes, reserve_rows, reserve_numbers, backend: as in
+            `VarEmbedding`.
 
     Attributes:
         weight: all rows' numbers, one row after another. Parameter [E].
@@ -64,6 +66,10 @@ class VarEmbeddingBag(nn.Module):
         *,
         dims: Any = None,
         unify: str = "pad",
+        resizable: bool = False,
+        sizes: Sequence[int] | None = None,
+        reserve_rows: int | None = None,
+        reserve_numbers: int | None = None,
         backend: str | None = None,
     ) -> None:
         super().__init__()
@@ -76,11 +82,21 @@ class VarEmbeddingBag(nn.Module):
         if mode not in ("sum", "mean", "max"):
             raise ValueError(f"{name}: mode must be sum, mean or max, got {mode!r}")
         given = row_dims(name, dims, num_embeddings, embedding_dim)
-        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.embedding_dim, self.unify = embedding_dim, None
         self.padding_idx = checked_padding(name, padding_idx, num_embeddings)
         self.mode, self.sparse, self.backend = mode, sparse, backend
         self.include_last_offset = include_last_offset
-        self.storage = PackedStorage(given, embedding_dim, device=device, dtype=dtype)
+        self.storage = make_storage(
+            name,
+            given,
+            embedding_dim,
+            resizable=resizable,
+            sizes=sizes,
+            reserve_rows=reserve_rows,
+            reserve_numbers=reserve_numbers,
+            device=device,
+            dtype=dtype,
+        )
         fill_table(self.storage, self.padding_idx)
 
     @classmethod
@@ -123,23 +139,6 @@ class VarEmbeddingBag(nn.Module):
         table.storage.copy_dense_(dense)
         table.weight.requires_grad_(not freeze)
         return table
-
-    @property
-    def weight(self) -> nn.Parameter:
-        return self.storage.weight
-
-    @property
-    def dims(self) -> Tensor:
-        """Stored numbers of each row. [N], int64."""
-        return self.storage.dims
-
-    def row(self, row: int) -> Tensor:
-        """The numbers of one row, a view of the weight. [d[row]]"""
-        return self.storage.row(row)
-
-    def to_dense(self) -> Tensor:
-        """All rows zero-padded, without gradient. [N, D]"""
-        return self.storage.to_dense()
 
     def forward(
         self,

@@ -118,6 +118,34 @@ class ChainUnify(nn.Module):
 
     identity: Tensor
 
+    @torch.no_grad()
+    def raise_rows(self, old: Tensor, old_dims: Tensor, new_dims: Tensor) -> Tensor:
+        """Rows of larger sizes with the same unified vector: the maps between the sizes, applied.
+
+        Args:
+            old: rows of a table without fields, zero-padded. [n, D]
+            old_dims: their sizes. [n]
+            new_dims: sizes that they shall have. [n]
+
+        Returns:
+            [n, D]
+
+        Raises:
+            ValueError: a row would shrink.
+        """
+        if bool((new_dims < old_dims).any()):
+            at = int((new_dims < old_dims).nonzero()[0, 0])
+            raise ValueError(
+                f'resize: init="map" makes rows larger, got {int(old_dims[at])} to '
+                f"{int(new_dims[at])} at position {at}"
+            )
+        rows, (sizes,), maps = old.clone(), self.sizes, list(self.maps[0].children())
+        for j in range(len(sizes) - 1):
+            raised = ((old_dims <= sizes[j]) & (new_dims > sizes[j])).nonzero()[:, 0]
+            if raised.numel():
+                rows[raised, : sizes[j + 1]] = maps[j](rows[raised, : sizes[j]])
+        return rows
+
     def matrices(self) -> tuple[Tensor, Tensor]:
         """weight [S, D] and bias [C, D] of the groups, differentiable in the maps."""
         weights: dict[tuple[int, int], Tensor] = {}

@@ -1,7 +1,20 @@
 """Who owns a table's numbers: storages."""
 
-from varemb.storage.base import Storage, storage_of
+from varemb.storage.base import RowMap, State, Storage, storage_of
+from varemb.storage.freezing import freeze, thaw
 from varemb.storage.packed import MAX_WIDTH, PackedStorage
+from varemb.storage.paged import PagedStorage
 from varemb.storage.pages import prefer_huge_pages
 
-__all__ = ["MAX_WIDTH", "PackedStorage", "Storage", "prefer_huge_pages", "storage_of"]
+__all__ = [
+    "MAX_WIDTH",
+    "PackedStorage",
+    "PagedStorage",
+    "RowMap",
+    "State",
+    "Storage",
+    "freeze",
+    "prefer_huge_pages",
+    "storage_of",
+    "thaw",
+]

@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import abc
 import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from varemb.ops import Fused
+from varemb.ops import Fused, lookup
 from varemb.rows import Rows
 
 _STORAGES = WeakTensorKeyDictionary()
+_ROWS_AT_A_TIME = 65536  # for whole-table copies: 64 MiB at a width of 256
+
+Ints = npt.NDArray[np.int64]
+# (old [n, D] zero-padded, old dims [n], new dims [n]) -> new [n, D]
+RowMap = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(eq=False)
+class State:
+    """An optimizer's tensors that follow a table's rows.
+
+    The tensors stay the same objects while rows move, come and go; their memory may be another.
+    """
+
+    per_number: list[Tensor] = field(default_factory=list)  # each [E]
+    per_row: list[Tensor] = field(default_factory=list)  # each [N]
+    fill: float = 0.0  # of what is new
 
 
 class Storage(nn.Module, abc.ABC):
@@ -21,10 +43,20 @@ class Storage(nn.Module, abc.ABC):
     Attributes:
         weight: all rows' numbers, one row after another. Parameter [E].
         fused: the optimizer that lookups apply in backward, if any.
+        num_rows: N; of a paged table the rows that it has room for.
+        width: D.
     """
 
     weight: nn.Parameter
     fused: Fused | None
+    num_rows: int
+    width: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused = None
+        self._fused_state: State | None = None
+        self._states: weakref.WeakSet[State] = weakref.WeakSet()
 
     @property
     @abc.abstractmethod
@@ -37,18 +69,82 @@ class Storage(nn.Module, abc.ABC):
         """Numbers that each row stores. [N], int64."""
 
     @abc.abstractmethod
+    def spans(self, rows: Ints) -> tuple[Ints, Ints]:
+        """Offset and numbers taken of rows. [n], [n]"""
+
+    @abc.abstractmethod
+    def present(self) -> Tensor:
+        """Which rows are there. [N], bool."""
+
+    @abc.abstractmethod
     def index_nbytes(self) -> int:
         """Bytes of the index."""
 
-    def attach(self, fused: Fused) -> None:
+    @property
+    @abc.abstractmethod
+    def live_numbers(self) -> int:
+        """Numbers that rows have: the sum of the dims."""
+
+    @property
+    @abc.abstractmethod
+    def used_numbers(self) -> int:
+        """Numbers from the first to the last that a row may have."""
+
+    @abc.abstractmethod
+    def new_state(self, dtype: torch.dtype, fill: float, *, per_row: bool) -> Tensor:
+        """A tensor with a number per number of the table, or per row, with room to grow alike."""
+
+    def follow(self, state: State) -> None:
+        """Moves an optimizer's tensors with the rows, as long as the optimizer holds the state."""
+        self._states.add(state)
+
+    def states(self) -> list[State]:
+        """State of the optimizers that train this table."""
+        return list(self._states)
+
+    def followers(self) -> list[tuple[Tensor, float]]:
+        """Tensors [E] that move with the weight, and what is written where a number is new."""
+        tensors = [(t, state.fill) for state in self._states for t in state.per_number]
+        return tensors if self.weight.grad is None else [*tensors, (self.weight.grad, 0.0)]
+
+    def reset_rows(self, rows: Ints) -> None:
+        """Starts state that is kept per row anew."""
+        where = torch.from_numpy(rows).to(self.weight.device)
+        for state in self._states:
+            for tensor in state.per_row:
+                tensor[where] = state.fill
+
+    @torch.no_grad()
+    def to_dense(self) -> Tensor:  # [N, D]
+        """All rows, zero-padded; zeros for rows that are absent."""
+        device = self.weight.device
+        there = torch.arange(self.num_rows, device=device)[self.present().to(device)]
+        dense = self.weight.new_zeros(self.num_rows, self.width)
+        dense[there] = lookup(self.weight, self.rows, there)
+        return dense
+
+    @torch.no_grad()
+    def copy_dense_(self, dense: Tensor) -> None:
+        """Takes each row's first numbers from a dense table [N, D]."""
+        device = self.weight.device
+        columns = torch.arange(self.width, device=device)
+        for first in range(0, self.num_rows, _ROWS_AT_A_TIME):
+            rows = np.arange(first, min(first + _ROWS_AT_A_TIME, self.num_rows))
+            offset, taken = (torch.from_numpy(a).to(device) for a in self.spans(rows))
+            inside = columns < taken[:, None]
+            source = dense[first : first + len(rows)].to(device=device, dtype=self.weight.dtype)
+            self.weight[(offset[:, None] + columns)[inside]] = source[inside]
+
+    def attach(self, fused: Fused, state: State) -> None:
         """Lets lookups apply an optimizer in backward; the weight then has no gradient."""
-        self.fused = fused
+        self.fused, self._fused_state = fused, state
+        self.follow(state)
         self.weight.requires_grad_(False)
 
     def detach_optimizer(self) -> None:
         """Undoes `attach`."""
         if self.fused is not None:
-            self.fused = None
+            self.fused = self._fused_state = None
             self.weight.requires_grad_(True)
 
     def register_weight(self) -> None:
@@ -57,10 +153,12 @@ class Storage(nn.Module, abc.ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is trained on its own: the optimizer keeps working on the original alone.
-        return {**self.__dict__, "fused": None, "_was_fused": self.fused is not None}
+        without = {"fused": None, "_fused_state": None, "_states": None}
+        return {**self.__dict__, **without, "_was_fused": self.fused is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         was_fused = state.pop("_was_fused")
+        state["_states"] = weakref.WeakSet()
         super().__setstate__(state)
         if was_fused:
             self.weight.requires_grad_(True)

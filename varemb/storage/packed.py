@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from varemb.ops import lookup
-from varemb.ops.reference import ROWS_PER_BLOCK, stored_dims
+from varemb.ops.reference import ROWS_PER_BLOCK, locate, stored_dims
 from varemb.rows import Rows
-from varemb.storage.base import Storage
-from varemb.storage.pages import prefer_huge_pages
+from varemb.storage.base import RowMap, Storage
+from varemb.storage.moves import STAGING_NBYTES, Mover, parts
+from varemb.storage.pages import fitted, with_room
+from varemb.storage.rebuild import rebuild
+from varemb.storage.requests import check_init, checked_dims, checked_rows, map_rows
+
+Ints = npt.NDArray[np.int64]
 
 MAX_WIDTH = 2048
 _BLOCKS_AT_A_TIME = 1 << 18  # while the index is made: 6 million rows, 150 MB
-_ROWS_AT_A_TIME = 65536  # for whole-table copies: 64 MiB at a width of 256
 
 
 def granule_for(width: int) -> int:
@@ -63,13 +69,21 @@ def count_numbers(index: Tensor, granule: int) -> int:
 
 
 class PackedStorage(Storage):
-    """Rows one after another; dims are fixed.
+    """Rows one after another.
+
+    Dims are fixed, but with `reserve_numbers`: then `resize` and `extend` rebuild the table inside
+    its buffer, through a staging buffer; at no time does it hold more numbers than reserved.
 
     Args:
         dims: numbers of each row, 0 <= d[r] <= D. [N], any int dtype. Above a width of 255 a dim is
             rounded up to a granule; `dims` says what was stored.
         width: D, at most 2048.
+        reserve_rows: rows that optimizer state per row has room for.
+        reserve_numbers: numbers that the weight and optimizer state have room for.
         device, dtype: of the numbers; the index is as large on every device.
+
+    Attributes:
+        transient_nbytes: the most that the last `resize` or `extend` took beside the table.
     """
 
     index: Tensor
@@ -79,17 +93,25 @@ class PackedStorage(Storage):
         dims: Tensor,
         width: int,
         *,
+        reserve_rows: int | None = None,
+        reserve_numbers: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         self.width, self.num_rows, self.granule = width, dims.numel(), granule_for(width)
+        self.reserve_rows, self.reserve_numbers = reserve_rows, reserve_numbers
         index = packed_index(dims.cpu(), self.granule)
         self.numbers = count_numbers(index, self.granule)
-        weight = torch.empty(self.numbers, device=device, dtype=dtype)
-        self.weight = nn.Parameter(prefer_huge_pages(weight))
+        if reserve_numbers is not None and self.numbers > reserve_numbers:
+            raise ValueError(
+                f"VarEmbedding: reserve_numbers must be at least the rows' {self.numbers} numbers, "
+                f"got {reserve_numbers}"
+            )
+        like = torch.empty(0, device=device, dtype=dtype)
+        self.weight = nn.Parameter(with_room(self.numbers, reserve_numbers or 0, like))
         self.register_buffer("index", index.to(self.weight.device), persistent=False)
-        self.fused = None
+        self.transient_nbytes = 0
         self.register_weight()
 
     @property
@@ -99,6 +121,31 @@ class PackedStorage(Storage):
     @property
     def dims(self) -> Tensor:
         return stored_dims(self.index, self.num_rows, self.granule).clamp(max=self.width)
+
+    @property
+    def live_numbers(self) -> int:
+        return self.numbers
+
+    def present(self) -> Tensor:
+        return torch.ones(self.num_rows, dtype=torch.bool)
+
+    @property
+    def num_present(self) -> int:
+        return self.num_rows
+
+    @property
+    def fragmentation(self) -> float:
+        return 1.0
+
+    @property
+    def used_numbers(self) -> int:
+        return self.numbers
+
+    def new_state(self, dtype: torch.dtype, fill: float, *, per_row: bool) -> Tensor:
+        size = self.num_rows if per_row else self.numbers
+        room = self.reserve_rows if per_row else self.reserve_numbers
+        like = torch.empty(0, dtype=dtype, device=self.weight.device)
+        return with_room(size, room or 0, like).fill_(fill)
 
     def index_nbytes(self) -> int:
         return self.index.untyped_storage().nbytes()
@@ -113,25 +160,154 @@ class PackedStorage(Storage):
         return self.weight[start : start + min(self.granule * int(units[slot]), self.width)]
 
     @torch.no_grad()
-    def to_dense(self) -> Tensor:  # [N, D]
-        """All rows, zero-padded."""
-        return lookup(
-            self.weight, self.rows, torch.arange(self.num_rows, device=self.weight.device)
+    def resize(
+        self,
+        rows: Any,
+        dims: Any,
+        init: str | RowMap = "zeros",
+        *,
+        std: float = 0.01,
+        keep_state: bool = True,
+        generator: torch.Generator | None = None,
+        backend: str | None = None,
+        staging_nbytes: int = STAGING_NBYTES,
+    ) -> None:
+        """Rebuilds the table in place with other dims; rows keep their first min(old, new) numbers.
+
+        First all rows shrink, from the first to the last, sliding to the left; then they grow, from
+        the last to the first, sliding to the right. A function as `init` takes n D numbers more.
+
+        Args:
+            staging_nbytes: bytes to move through, at most.
+
+        Others, Raises: as `PagedStorage.resize`; ValueError where the rows need more numbers than
+        are reserved.
+        """
+        rows = checked_rows("resize", rows, self.num_rows)
+        dims = checked_dims("resize", dims, len(rows), self.width, None)
+        check_init("resize", init, std)
+        every = self.dims.cpu()
+        old = every.numpy()[rows]
+        every[torch.from_numpy(rows)] = torch.from_numpy(dims)
+        index = self._fitting_index("resize", every)
+        mover = Mover(self, backend)
+        made = None
+        if callable(init):
+            where = torch.from_numpy(rows).to(self.weight.device)
+            block = lookup(self.weight, self.rows, where, backend=backend)
+            made = map_rows("resize", init, block, old, dims)
+        numbers = count_numbers(index, self.granule)
+        self._set_numbers(max(self.numbers, numbers))
+        taken = rebuild(mover, self.index.cpu(), index, self.granule, staging_nbytes)
+        self.transient_nbytes = (
+            taken + index.nbytes + every.nbytes + (made.nbytes if made is not None else 0)
         )
+        self._set_numbers(numbers)
+        self.index.copy_(index)
+        self._renew(mover, rows, np.minimum(old, dims), init, made, std, generator)
+        if not keep_state:
+            self._reset_state(mover, rows)
 
     @torch.no_grad()
-    def copy_dense_(self, dense: Tensor) -> None:
-        """Takes each row's first numbers from a dense table [N, D]."""
-        kept = self.dims
-        columns = torch.arange(self.width, device=self.weight.device)
-        starts = stored_dims(self.index, self.num_rows, self.granule).cumsum(0)
-        starts -= stored_dims(self.index, self.num_rows, self.granule)
-        for first in range(0, self.num_rows, _ROWS_AT_A_TIME):
-            part = slice(first, first + _ROWS_AT_A_TIME)
-            inside = columns < kept[part, None]
-            places = (starts[part, None] + columns)[inside]
-            source = dense[part].to(device=self.weight.device, dtype=self.weight.dtype)
-            self.weight[places] = source[inside]
+    def extend(
+        self,
+        count: int,
+        dims: Any,
+        init: str | RowMap = "normal",
+        *,
+        std: float = 0.01,
+        generator: torch.Generator | None = None,
+        backend: str | None = None,
+    ) -> Tensor:  # [n] int64
+        """New rows behind the others, with fresh optimizer state. Args, Raises: as `resize`.
+
+        Returns: the rows' numbers. [n], int64, on the CPU.
+        """
+        if count < 0:
+            raise ValueError(f"extend: count must not be negative, got {count}")
+        dims = checked_dims("extend", dims, count, self.width, None)
+        check_init("extend", init, std)
+        index = self._fitting_index("extend", torch.cat([self.dims.cpu(), torch.from_numpy(dims)]))
+        mover = Mover(self, backend)
+        none = np.zeros(count, np.int64)
+        made = None
+        if callable(init):
+            block = self.weight.new_zeros(count, self.width)
+            made = map_rows("extend", init, block, none, dims)
+        rows = np.arange(self.num_rows, self.num_rows + count)
+        self._set_numbers(count_numbers(index, self.granule))
+        for state in self.states():
+            for tensor in state.per_row:
+                tensor.data = fitted(
+                    tensor, self.num_rows, self.num_rows + count, self.reserve_rows
+                )
+        self.index = index.to(self.index.device)
+        self.num_rows += count
+        self.transient_nbytes = index.nbytes + 8 * self.num_rows
+        self._renew(mover, rows, none, init, made, std, generator)
+        self._reset_state(mover, rows)
+        return torch.from_numpy(rows)
+
+    def _fitting_index(self, op: str, dims: Tensor) -> Tensor:
+        """The index of other dims, if the table may have them."""
+        if self.reserve_numbers is None:
+            raise ValueError(f"{op}: build the table with resizable=True or reserve_numbers")
+        if self.weight.grad is not None:
+            raise ValueError(
+                f"{op}: weight.grad must be None (zero_grad), its places would be wrong"
+            )
+        index = packed_index(dims, self.granule)
+        numbers = count_numbers(index, self.granule)
+        if numbers > self.reserve_numbers:
+            raise ValueError(
+                f"{op}: the rows must fit into the reserved {self.reserve_numbers} numbers, "
+                f"they need {numbers}"
+            )
+        return index
+
+    def _set_numbers(self, numbers: int) -> None:
+        """Another length for the weight and what follows it; the memory stays the same."""
+        for tensor in (self.weight, *(tensor for tensor, _ in self.followers())):
+            kept = min(tensor.numel(), numbers)
+            tensor.data = fitted(tensor, kept, numbers, self.reserve_numbers)
+        self.numbers = numbers
+
+    def spans(self, rows: Ints) -> tuple[Ints, Ints]:
+        """Offset and numbers taken of rows. [n], [n]"""
+        offset, dim = locate(
+            self.index.cpu(),
+            torch.from_numpy(rows),
+            self.num_rows,
+            256 * self.granule,
+            self.granule,
+        )
+        return offset.numpy(), dim.numpy()
+
+    def _renew(
+        self,
+        mover: Mover,
+        rows: Ints,
+        kept: Ints,
+        init: str | RowMap,
+        made: Tensor | None,
+        std: float,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Writes what is new in rows that have their places."""
+        for part in parts(len(rows), self.width):
+            offset, dim = self.spans(rows[part])
+            if made is not None:
+                mover.store(made[part], offset, np.minimum(dim, self.width))
+            elif init == "normal":
+                mover.draw(offset + kept[part], dim - kept[part], std, generator)
+            else:
+                mover.clear(offset + kept[part], dim - kept[part])
+
+    def _reset_state(self, mover: Mover, rows: Ints) -> None:
+        """Starts the optimizer state of rows anew."""
+        for part in parts(len(rows), self.width):
+            mover.reset(*self.spans(rows[part]))
+        self.reset_rows(rows)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

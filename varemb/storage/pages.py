@@ -8,8 +8,10 @@ import sys
 import torch
 from torch import Tensor
 
+_MADV_DONTNEED = 4
 _MADV_HUGEPAGE = 14
 _PAGE = 2 << 20
+_COPIED_AT_A_TIME = 32 << 20  # bytes that are there twice while a buffer moves
 
 
 def _find_madvise() -> ctypes._NamedFuncPointer | None:
@@ -36,8 +38,58 @@ def prefer_huge_pages(buffer: Tensor) -> Tensor:
         or isinstance(buffer, torch._subclasses.FakeTensor)
     ):
         return buffer
-    start = -(-buffer.data_ptr() // _PAGE) * _PAGE
-    end = (buffer.data_ptr() + buffer.untyped_storage().nbytes()) // _PAGE * _PAGE
-    if end > start:
-        _madvise(start, end - start, _MADV_HUGEPAGE)
+    first = buffer.data_ptr()
+    _advise(first, first + buffer.untyped_storage().nbytes(), _MADV_HUGEPAGE)
     return buffer
+
+
+def _advise(first: int, end: int, advice: int) -> None:
+    """Tells Linux about the whole 2-MiB pages between two addresses."""
+    start, end = -(-first // _PAGE) * _PAGE, end // _PAGE * _PAGE
+    if _madvise is not None and end > start:
+        _madvise(start, end - start, advice)
+
+
+def with_room(numbers: int, room: int, like: Tensor) -> Tensor:  # [numbers]
+    """An uninitialised tensor whose memory has room for more numbers (`resized`)."""
+    return prefer_huge_pages(like.detach().new_empty(max(numbers, room)))[:numbers]
+
+
+def room_of(tensor: Tensor) -> int:
+    """Numbers that the memory of a flat tensor has room for."""
+    nbytes = int(tensor.untyped_storage().nbytes())
+    return nbytes // tensor.element_size() - int(tensor.storage_offset())
+
+
+def resized(tensor: Tensor, numbers: int) -> Tensor:  # [E] -> [numbers]
+    """The same memory as a flat tensor of another length, at most `room_of(tensor)`."""
+    return tensor.detach().as_strided((numbers,), (1,))
+
+
+def moved(tensor: Tensor, kept: int, numbers: int, room: int = 0) -> Tensor:  # [E] -> [numbers]
+    """New memory with the first `kept` numbers of a tensor, whose own memory is lost.
+
+    On the CPU the old memory is given back while the copy goes on, so that no second buffer is
+    ever resident; elsewhere both are there for the time of the copy.
+    """
+    old = tensor.detach()
+    new = with_room(numbers, room, old)
+    if old.device.type != "cpu":
+        new[:kept] = old[:kept]
+        return new
+    step = max(1, _COPIED_AT_A_TIME // old.element_size())
+    first = old.data_ptr()
+    for begin in range(0, kept, step):
+        end = min(begin + step, kept)
+        new[begin:end] = old[begin:end]
+        _advise(
+            first + begin * old.element_size(), first + end * old.element_size(), _MADV_DONTNEED
+        )
+    return new
+
+
+def fitted(tensor: Tensor, kept: int, numbers: int, room: int | None) -> Tensor:
+    """The first `kept` numbers at another length, in the same memory where it has room."""
+    if numbers <= room_of(tensor):
+        return resized(tensor, numbers)
+    return moved(tensor, kept, numbers, room or 0)
