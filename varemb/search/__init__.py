@@ -3,21 +3,32 @@
 from varemb.search.autodim import AutoDim, AutoDimConfig
 from varemb.search.autoemb import AutoEmb, AutoEmbConfig
 from varemb.search.base import (
+    Events,
+    EventStream,
     FieldData,
     MakeModel,
     MakeTable,
     SearchResult,
     StoredTable,
+    StreamResult,
     TrainResult,
 )
 from varemb.search.darts import DARTS, DARTSConfig
 from varemb.search.dpq import DPQ, DPQConfig
+from varemb.search.esapn import ESAPN, ESAPNConfig
 from varemb.search.mde import Mde, MdeConfig
 from varemb.search.mgqe import MGQE, MGQEConfig
 from varemb.search.nis import NIS, NISConfig
 from varemb.search.optembed import OptEmbed, OptEmbedConfig
 from varemb.search.pep import PEP, PEPConfig
 from varemb.search.ras import RandomSearch, RasConfig
+from varemb.search.stream_fixed import StreamFixed, StreamFixedConfig
+from varemb.search.stream_soft import (
+    StreamAutoEmb,
+    StreamAutoEmbConfig,
+    StreamDARTS,
+    StreamDARTSConfig,
+)
 from varemb.search.supernet import VARIANTS
 from varemb.search.training import (
     TrainConfig,
@@ -32,6 +43,7 @@ from varemb.search.uniform import Uniform, UniformConfig
 __all__ = [
     "DARTS",
     "DPQ",
+    "ESAPN",
     "MGQE",
     "NIS",
     "PEP",
@@ -42,6 +54,9 @@ __all__ = [
     "AutoEmbConfig",
     "DARTSConfig",
     "DPQConfig",
+    "ESAPNConfig",
+    "EventStream",
+    "Events",
     "FieldData",
     "MGQEConfig",
     "MakeModel",
@@ -56,6 +71,13 @@ __all__ = [
     "RasConfig",
     "SearchResult",
     "StoredTable",
+    "StreamAutoEmb",
+    "StreamAutoEmbConfig",
+    "StreamDARTS",
+    "StreamDARTSConfig",
+    "StreamFixed",
+    "StreamFixedConfig",
+    "StreamResult",
     "TrainConfig",
     "TrainResult",
     "Uniform",

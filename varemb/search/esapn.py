@@ -1,0 +1,289 @@
+"""ESAPN: a policy lets the rows of a stream grow, one size at a time.
+
+H. Liu et al., *Automated Embedding Size Search in Deep Recommender Systems*, SIGIR 2020.
+
+Every row has one size of D = {d_1 < ... < d_n}, at first d_1. For each batch (Algorithm 1):
+
+    2-6   V from the past, a ~ policy(s_V), s = (frequency, size); L: loss with the sizes of a;
+          R = mean of the row's last T losses - L (Eq. 2); ascent on R log policy(a|s) (Eq. 6)
+    7-9   next batch, a = argmax policy(s): chosen rows become e_(k+1) = W_k e_k + b_k (Eq. 1)
+    10    predict and record, then learn the batch
+
+DIFFERS: sizes are not changed in lines 4-6. A row that grew by Eq. 1 has the vector that it had
+    before, so that only its group of the normalisation and its price change; those are used.
+DIFFERS: rows that cannot grow have no choice and give the policy no gradient.
+DIFFERS: a row that occurs several times in a batch is decided on once, at its last occurrence, and
+    grows by one size; all its events of the batch are read with that size.
+DIFFERS: `norm="per_size"` normalises rows of each size by their own statistics, "shared" all rows
+    of a side together, as the paper's text reads; then R does not depend on a at all. The published
+    code takes statistics over all rows, in each of six tables that hold every row.
+DIFFERS: the published code draws V from the batch before (`validation="last_batch"`), which the
+    model has just learnt, so that R is positive whatever was done. The paper's "history" is ours.
+DIFFERS: Adam moves the rows of the batch alone and a row that grew starts with new moments.
+
+Ours, off by default: `price` takes price * (d_(k+1) - d_k) / d_n off the reward of growing;
+`reward="delayed"` draws the actions of line 8 from the policy and rewards them with the row's loss
+at its next event, which growing does change (less the mean over the batch, which cancels what all
+rows gain by learning).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from varemb.nn import VarEmbedding
+from varemb.optim import Adam
+from varemb.search.epochs import check_candidates, option
+from varemb.search.stream_events import Ids, StreamConfig, losses, num_outputs
+from varemb.search.stream_history import SAMPLERS, History
+from varemb.search.stream_method import Learner, Learnt, Pair, StreamMethod, descend
+from varemb.search.stream_model import Inference, Policy, SideNorm
+from varemb.search.stream_side import Column, Occurrences, Side
+from varemb.search.training import seeded_from
+
+POLICIES = ("learned", "always", "random")
+NORMS = ("per_size", "shared")
+REWARDS = ("immediate", "delayed")
+
+
+@dataclass(frozen=True)
+class ESAPNConfig(StreamConfig):
+    """Settings of the search; the defaults are those of Section 3.2."""
+
+    sizes: tuple[int, ...] = option((2, 4, 8, 16, 64, 128), "D: dims that a row may have")
+    policy: str = option("learned", "learned, or a control: always grow, or at random")
+    chance: float = option(0.5, "of growing, where the policy is random")
+    norm: str = option("per_size", "rows that are normalised together: per_size or shared (a side)")
+    validation: str = option("uniform", "V: uniform over the past, or last_batch")
+    kept_events: int = option(100_000, "events of the past that V is drawn from")
+    past_losses: int = option(5, "T: losses of a row that the reward compares with")
+    policy_lr: float = option(0.0001, "alpha_P: learning rate of the policies")
+    most_frequent: int = option(1000, "frequencies above it are the same to the policies")
+    price: float = option(0.0, "taken off the reward of growing, per width grown")
+    reward: str = option("immediate", "immediate (Eq. 2), or delayed to the row's next event")
+
+
+def check_config(config: ESAPNConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
+    check_candidates("ESAPN", config.sizes)
+    for name, known in (
+        ("policy", POLICIES),
+        ("norm", NORMS),
+        ("validation", SAMPLERS),
+        ("reward", REWARDS),
+    ):
+        value = getattr(config, name)
+        if value not in known:
+            raise ValueError(f"ESAPN: {name} must be one of {', '.join(known)}, got {value!r}")
+    for name in ("kept_events", "past_losses", "most_frequent"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"ESAPN: {name} must be at least 1, got {getattr(config, name)}")
+    if not 0 <= config.chance <= 1:
+        raise ValueError(f"ESAPN: chance must be in [0, 1], got {config.chance}")
+    if not config.price >= 0:
+        raise ValueError(f"ESAPN: price must not be negative, got {config.price}")
+
+
+class Decision(NamedTuple):
+    """What a policy decided on some rows of a side."""
+
+    logits: Tensor  # [n, 2]
+    sizes: Tensor  # before. [n]
+    grows: Tensor  # 0 or 1. [n]
+
+
+class ESAPNLearner(Learner):
+    """The recommender and the two policies of one stream. Sizes are places in `config.sizes`.
+
+    Args:
+        config: the settings, checked.
+    """
+
+    chooser = "policies"
+
+    def __init__(self, config: ESAPNConfig) -> None:
+        self.config = config
+        self.generator = torch.Generator().manual_seed(config.seed)
+        dims = torch.tensor(config.sizes)
+        self.dims, self.largest = dims.numpy(), len(dims) - 1
+        # What growing from each size costs; the largest cannot.
+        self.costs = config.price * F.pad(dims.diff(), (0, 1)) / dims[-1]
+        self.groups = len(dims) if config.norm == "per_size" else 1  # of a side
+        with seeded_from(self.generator):
+            self.sides = self._make_side(), self._make_side()
+            self.norm = SideNorm(self.groups, config.sizes[-1])
+            self.inference = Inference(config.sizes[-1], config.hidden, num_outputs(config))
+            self.policies = nn.ModuleList(
+                Policy(len(dims), 2, config.hidden, config.most_frequent) for _ in range(2)
+            )
+        tables = [side.table for side in self.sides]
+        maps = nn.ModuleList(table.unify for table in tables if table.unify is not None)
+        model = nn.ModuleList([self.norm, self.inference, maps])
+        self.modules = {"model": model, "policies": self.policies}
+        self.optimizers = {
+            "tables": Adam([table.weight for table in tables], config.table_lr),
+            "model": torch.optim.Adam(model.parameters(), config.lr, fused=True),
+            "policies": torch.optim.Adam(self.policies.parameters(), config.policy_lr, fused=True),
+        }
+        self.history = None
+        if config.policy == "learned" and config.reward == "immediate":
+            self.history = History(config.validation, config.kept_events, self.generator)
+
+    def _make_side(self) -> Side:
+        sizes = self.config.sizes
+        columns: dict[str, Column] = {
+            "size": (np.int8, ()),
+            "losses": (np.float32, (self.config.past_losses,)),  # a ring: the last T losses
+            "pushes": (np.int64, ()),
+        }
+        if self.config.reward == "delayed":
+            columns["decided"] = (np.int64, (3,))  # frequency, size, action; frequency 0: none
+        table = VarEmbedding(0, sizes[-1], resizable=True, unify="chain", sizes=sizes)
+        return Side(table, sizes[0], columns)
+
+    def learn(self, seen: Pair, labels: Tensor) -> Learnt:
+        """One batch of Algorithm 1."""
+        if self.history is not None and len(self.history):
+            self._improve_policies(*self.history.draw(self.config.batch_size))
+        decisions = [self._decide(number, each) for number, each in enumerate(seen)]
+        for side, each, decision in zip(self.sides, seen, decisions, strict=True):
+            self._grow(side, each.distinct[decision.grows.numpy() > 0])
+        rows = torch.stack([each.rows for each in seen])  # [2, B]
+        sizes = self._gather("size", rows).long()
+        logits = self._predict(rows, sizes, track=True)
+        lost = descend(logits, labels, [self.optimizers["tables"], self.optimizers["model"]])
+        if self.config.policy == "learned" and self.config.reward == "delayed":
+            self._reward_decisions(seen, decisions, lost)
+        for side, each in zip(self.sides, seen, strict=True):
+            _push(side, each.distinct, lost.numpy()[each.last])
+        if self.history is not None:
+            self.history.add(rows, labels)
+        return Learnt(logits, lost, self.dims[sizes.numpy()])
+
+    def _improve_policies(self, rows: Tensor, labels: Tensor) -> None:  # [2, B], [B]
+        """Lines 2-6: samples actions, computes rewards, ascends."""
+        frequency, sizes = self._gather("seen", rows), self._gather("size", rows).long()
+        decisions = [self._sample(n, frequency[n], sizes[n]) for n in range(2)]
+        grown = sizes + torch.stack([decision.grows for decision in decisions])
+        with torch.no_grad():
+            lost = losses(self._predict(rows, grown, track=False), labels)
+        rewards = [self._mean_losses(n, rows[n].numpy()) - lost for n in range(2)]  # Eq. 2
+        self._ascend(decisions, rewards)
+
+    def _decide(self, number: int, seen: Occurrences) -> Decision:
+        """Lines 7-8: which rows of a side grow, once per row, by its last occurrence."""
+        sizes = torch.from_numpy(self.sides[number].column("size")[seen.distinct]).long()
+        can = (sizes < self.largest).long()
+        nothing = torch.zeros(len(sizes), 2)
+        if self.config.policy == "always":
+            return Decision(nothing, sizes, can)
+        if self.config.policy == "random":
+            return Decision(nothing, sizes, can * (torch.rand(len(sizes)) < self.config.chance))
+        final = torch.from_numpy(seen.final[seen.last])
+        with torch.no_grad():
+            if self.config.reward == "delayed":
+                return self._sample(number, final, sizes)
+            logits = self._logits(number, final, sizes)
+        return Decision(logits, sizes, can * (logits[:, 1] > logits[:, 0]))
+
+    def _grow(self, side: Side, rows: Ids) -> None:
+        """Line 9: rows take the next size (Eq. 1)."""
+        if not len(rows):
+            return
+        size = side.column("size")
+        old = size[rows]
+        dims = self.dims[old + 1]
+        side.table.resize(torch.from_numpy(rows), torch.from_numpy(dims), init="map")
+        size[rows] = old + 1
+        side.numbers += int((dims - self.dims[old]).sum())
+
+    def _predict(self, rows: Tensor, sizes: Tensor, *, track: bool) -> Tensor:  # -> [B, O]
+        """Logits of pairs whose rows are normalised with the groups of `sizes`. [2, B] each"""
+        x = torch.cat([side.table(each) for side, each in zip(self.sides, rows, strict=True)])
+        group = sizes.clamp(max=self.groups - 1) + torch.tensor([[0], [self.groups]])
+        logits: Tensor = self.inference(self.norm(x, group.flatten(), track=track), track=track)
+        return logits
+
+    def _logits(self, number: int, frequency: Tensor, sizes: Tensor) -> Tensor:  # -> [n, 2]
+        state = F.one_hot(sizes, self.largest + 1).float()
+        logits: Tensor = self.policies[number](frequency, state)
+        return logits
+
+    def _sample(self, number: int, frequency: Tensor, sizes: Tensor) -> Decision:
+        """Actions drawn from a policy. [n] each"""
+        logits = self._logits(number, frequency, sizes)
+        chance = torch.softmax(logits.detach(), 1)[:, 1]
+        grows = (torch.rand(len(sizes)) < chance) & (sizes < self.largest)
+        return Decision(logits, sizes, grows.long())
+
+    def _ascend(self, decisions: Sequence[Decision], rewards: Sequence[Tensor]) -> None:
+        """REINFORCE on both policies (Eq. 6 and 7), after the price of growing."""
+        terms = []
+        for (logits, sizes, grows), reward in zip(decisions, rewards, strict=True):
+            earned = (reward - self.costs[sizes] * grows) * (sizes < self.largest)
+            # Cross-entropy is -log policy(a|s).
+            terms.append((earned * F.cross_entropy(logits, grows, reduction="none")).sum())
+        adam = self.optimizers["policies"]
+        adam.zero_grad()
+        torch.stack(terms).sum().backward()
+        adam.step()
+
+    def _reward_decisions(self, seen: Pair, new: Sequence[Decision], lost: Tensor) -> None:
+        """The delayed reward: rows meet the loss that their last decision led to."""
+        decisions, rewards = [], []
+        for number, each in enumerate(seen):
+            kept = self.sides[number].column("decided")
+            is_due = kept[each.distinct, 0] > 0
+            rows, last = each.distinct[is_due], each.last[is_due]
+            frequency, sizes, grows = torch.from_numpy(kept[rows]).unbind(1)
+            decisions.append(Decision(self._logits(number, frequency, sizes), sizes, grows))
+            reward = self._mean_losses(number, rows) - lost[last]
+            rewards.append(reward - reward.mean())
+            columns = [each.final[each.last], new[number].sizes.numpy(), new[number].grows.numpy()]
+            kept[each.distinct] = np.stack(columns, 1)
+        if all(len(reward) for reward in rewards):
+            self._ascend(decisions, rewards)
+
+    def _gather(self, name: str, rows: Tensor) -> Tensor:  # [2, B] -> [2, B, ...]
+        """What is kept of the rows of both sides."""
+        both = zip(self.sides, rows.numpy(), strict=True)
+        return torch.from_numpy(np.stack([side.column(name)[each] for side, each in both]))
+
+    def _mean_losses(self, number: int, rows: Ids) -> Tensor:  # [n] -> [n]
+        """Mean of the last T losses of a side's rows, or of as many as there are."""
+        kept = self.sides[number].column("losses")
+        pushed = self.sides[number].column("pushes")[rows].clip(1, kept.shape[1])
+        return torch.from_numpy(kept[rows].sum(1) / pushed.astype(np.float32))
+
+
+def _push(side: Side, rows: Ids, lost: npt.NDArray[np.float32]) -> None:  # [U], [U]
+    """Adds a loss to each row's last T."""
+    kept, pushes = side.column("losses"), side.column("pushes")
+    kept[rows, pushes[rows] % kept.shape[1]] = lost
+    pushes[rows] += 1
+
+
+class ESAPN(StreamMethod[ESAPNConfig]):
+    """The search: every row of a stream of ratings grows as its policy decides.
+
+    Args:
+        config: its settings.
+
+    Example:
+        >>> ESAPN(ESAPNConfig(task="multiclass")).config.sizes
+        (2, 4, 8, 16, 64, 128)
+    """
+
+    name = "ESAPN"
+
+    def _make_learner(self) -> ESAPNLearner:
+        check_config(self.config)
+        return ESAPNLearner(self.config)

@@ -1,0 +1,248 @@
+"""The recommender of ESAPN (Section 2.2) behind its tables, and the networks that choose sizes.
+
+    x'' = tanh(BN(x')),   h = tanh(BN(W1 BN([u''; i'']) + b1)),   logits = W2 h + b2
+
+Both sides go through every layer at once, stacked: users first, items behind.
+
+Batch normalisation takes its statistics from the batch, also for predictions. Where there are fewer
+than SMALLEST rows to take them from (in a group of rows, or in a batch of a live stream) it uses
+the running ones, so that a batch of one event is predicted and learnt like any other.
+
+DIFFERS: batch normalisation of the pair and of the hidden layer is the published code's; the paper
+    has it on the unified rows alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SMALLEST = 8  # rows that statistics are taken from
+_MOMENTUM, _EPS = 0.1, 1e-5
+
+
+# On a CPU that is not Intel's a product of float32 matrices takes half as long through oneDNN as
+# through MKL, which torch's matmul uses (AMD Zen with AVX-512); this is torch's door to oneDNN.
+_ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+class _Linear(torch.autograd.Function):
+    """x W^T + b through oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        out: Tensor = _ONEDNN(x, weight, bias, "none", [], "")
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        x_grad = (
+            _ONEDNN(grad, weight.t(), None, "none", [], "") if ctx.needs_input_grad[0] else None
+        )
+        return x_grad, _ONEDNN(grad.t(), x.t(), None, "none", [], ""), grad.sum(0)
+
+
+def linear(x: Tensor, layer: nn.Linear) -> Tensor:  # [B, I] -> [B, O]
+    """The layer of x."""
+    if _ONEDNN is None or x.device.type != "cpu" or x.dtype != torch.float32:
+        return F.linear(x, layer.weight, layer.bias)
+    out: Tensor = _Linear.apply(x, layer.weight, layer.bias)
+    return out
+
+
+class _Tanh(torch.autograd.Function):
+    """tanh x = 2 sigmoid(2 x) - 1: torch's tanh takes 5 to 15 times as long on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = torch.mul(x, 2).sigmoid_().mul_(2).sub_(1)
+        ctx.save_for_backward(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (out,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(grad, out)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """tanh, to an error of 1e-7."""
+    out: Tensor = _Tanh.apply(x)
+    return out
+
+
+class _Normalise(torch.autograd.Function):
+    """(x - mean) * scale of each row's group, where mean and scale are functions of x.
+
+    member [R, G] is 1 where a row belongs to a group; share [G, 1] is 1 / rows of the group, 0
+    where mean and scale are the running ones, which x does not move.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, member: Tensor, mean: Tensor, scale: Tensor, share: Tensor
+    ) -> Tensor:
+        scales = member @ scale
+        out = (x - member @ mean).mul_(scales)
+        ctx.save_for_backward(out, member, scales, share)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        out, member, scales, share = ctx.saved_tensors
+        through_mean = (member.T @ grad).mul_(share)
+        through_scale = (member.T @ (grad * out)).mul_(share)
+        inner = torch.addcmul(grad - member @ through_mean, out, member @ through_scale, value=-1)
+        return inner.mul_(scales), None, None, None, None
+
+
+class GroupedBatchNorm(nn.Module):
+    """Batch normalisation by the statistics of each row's group, without an affine part.
+
+    Args:
+        groups: G.
+        width: D.
+
+    Example:
+        >>> norm = GroupedBatchNorm(2, 1)
+        >>> x = torch.tensor([[0.0], [2.0]]).repeat(8, 1)
+        >>> norm(torch.cat([x, 5 + 3 * x]), torch.arange(32) // 16, track=False)[[0, 1, 16, 17], 0]
+        tensor([-1.0000,  1.0000, -1.0000,  1.0000])
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, groups: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(groups, width))
+        self.register_buffer("running_var", torch.ones(groups, width))
+        self.register_buffer("numbers", torch.arange(groups), persistent=False)
+
+    numbers: Tensor
+
+    def forward(self, x: Tensor, group: Tensor, *, track: bool) -> Tensor:  # [R, D] -> [R, D]
+        """Normalised rows.
+
+        Args:
+            x: [R, D]
+            group: of each row. [R]
+            track: let the running statistics follow.
+        """
+        member = (group[:, None] == self.numbers).to(x.dtype)  # [R, G]
+        with torch.no_grad():
+            count = member.sum(0)[:, None]  # [G, 1]
+            is_large = (count >= SMALLEST).to(x.dtype)
+            share = is_large / count.clamp(min=1)  # [G, 1]
+            mean = (member.T @ x).mul_(share)
+            var = (member.T @ (x - member @ mean).square_()).mul_(share)  # [G, D]
+            if track:
+                rate = is_large * _MOMENTUM
+                self.running_mean += rate * (mean - self.running_mean)
+                unbiased = var * (count / (count - 1).clamp(min=1))
+                self.running_var += rate * (unbiased - self.running_var)
+            mean = torch.where(is_large > 0, mean, self.running_mean)
+            var = torch.where(is_large > 0, var, self.running_var)
+            scale = (var + _EPS).rsqrt_()
+        out: Tensor = _Normalise.apply(x, member, mean, scale, share)
+        return out
+
+
+def batch_norm(x: Tensor, norm: nn.BatchNorm1d, *, track: bool) -> Tensor:
+    """`norm` with the statistics of x where x has rows enough, else with the running ones.
+
+    Args:
+        x: [B, C]
+        track: let the running statistics follow.
+    """
+    is_large = len(x) >= SMALLEST
+    mean, var = norm.running_mean, norm.running_var
+    if is_large and not track:
+        mean = var = None
+    return F.batch_norm(x, mean, var, norm.weight, norm.bias, is_large, _MOMENTUM, _EPS)
+
+
+class SideNorm(nn.Module):
+    """tanh(BN(x)) of unified rows; each side has its own affine part.
+
+    Args:
+        groups: of rows on each side whose statistics are apart.
+        width: D.
+    """
+
+    def __init__(self, groups: int, width: int) -> None:
+        super().__init__()
+        self.norm = GroupedBatchNorm(2 * groups, width)
+        self.weight = nn.Parameter(torch.ones(2, 1, width))
+        self.bias = nn.Parameter(torch.zeros(2, 1, width))
+
+    def forward(self, x: Tensor, group: Tensor, *, track: bool) -> Tensor:  # [2B, D] -> [2B, D]
+        out = self.norm(x, group, track=track).view(2, -1, x.shape[1])
+        return tanh(torch.addcmul(self.bias, out, self.weight)).view_as(x)
+
+
+class Inference(nn.Module):
+    """Logits of pairs from the vectors of both sides (Section 2.2).
+
+    Args:
+        width: of the vectors.
+        hidden: outputs of the hidden layer.
+        outputs: logits of a pair.
+    """
+
+    def __init__(self, width: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.pair_norm = nn.BatchNorm1d(2 * width)
+        self.hidden = nn.Linear(2 * width, hidden)
+        self.hidden_norm = nn.BatchNorm1d(hidden)
+        self.out = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor, *, track: bool) -> Tensor:  # [2B, D] -> [B, O]
+        users, items = x.chunk(2)
+        pair = batch_norm(torch.cat([users, items], 1), self.pair_norm, track=track)
+        h = tanh(batch_norm(linear(pair, self.hidden), self.hidden_norm, track=track))
+        return self.out(h)
+
+
+class Policy(nn.Module):
+    """Logits of a row from how often it occurred and from its state (Section 2.3.3).
+
+    q = BN(E[frequency]), logits = W2 tanh(BN(W1 [q; state] + b1)) + b2.
+
+    DIFFERS: the embedding of frequencies ends at `most`, which stands for everything above; the
+        published code sizes it by the largest frequency of the whole stream, which lies ahead.
+
+    Args:
+        states: numbers of a state, S.
+        outputs: logits of a row.
+        hidden: outputs of the hidden layer.
+        most: largest frequency with an embedding of its own.
+        width: numbers of an embedded frequency.
+    """
+
+    def __init__(self, states: int, outputs: int, hidden: int, most: int, width: int = 32) -> None:
+        super().__init__()
+        self.most = most
+        self.frequency = nn.Embedding(most + 1, width)
+        self.frequency_norm = nn.BatchNorm1d(width)
+        self.hidden = nn.Linear(width + states, hidden)
+        self.hidden_norm = nn.BatchNorm1d(hidden)
+        self.out = nn.Linear(hidden, outputs)
+
+    def forward(self, frequency: Tensor, state: Tensor) -> Tensor:  # -> [B, outputs]
+        """Logits.
+
+        Args:
+            frequency: occurrences so far. [B], int64
+            state: [B, S]
+        """
+        embedded = self.frequency(frequency.clamp(max=self.most))
+        q = batch_norm(embedded, self.frequency_norm, track=True)
+        h = linear(torch.cat([q, state], 1), self.hidden)
+        logits: Tensor = self.out(tanh(batch_norm(h, self.hidden_norm, track=True)))
+        return logits
