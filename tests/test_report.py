@@ -1,10 +1,10 @@
 """Run folders are read back, compared fairly, and shown on a page that stands alone."""
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from pages import Page
 
 from varemb.files import save_json, save_jsonl
 from varemb.plan import SizePlan
@@ -48,28 +48,6 @@ def write_run(folder: Path, seed: int = 0, dims: dict | None = None, **changes: 
     save_jsonl(folder / HISTORY, history)
     save_json(folder / METRICS, {**metrics, **changes})
     return folder
-
-
-class Page(HTMLParser):
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.cells: list[str] = []
-        self.feed(text)
-        assert not self.open, f"left open: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in ("meta", "img"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] in ("td", "th", "b", "span"):
-            self.cells.append(data)
 
 
 def test_report_writes_a_picture_and_a_page_that_stands_alone(tmp_path):

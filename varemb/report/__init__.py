@@ -9,6 +9,7 @@ from varemb.report.comparison import (
     sweep_table,
 )
 from varemb.report.page import write_report
+from varemb.report.stream_table import format_stream_results
 from varemb.report.table import (
     format_bytes,
     format_results,
@@ -23,6 +24,7 @@ __all__ = [
     "draw_tradeoff",
     "format_bytes",
     "format_results",
+    "format_stream_results",
     "format_table",
     "importance_tables",
     "main_tables",

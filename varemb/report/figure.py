@@ -24,7 +24,7 @@ _PART_COLORS = {
     "unify": "#009E73",
     "optimizer": "#A9B4C2",
 }
-INK, _MUTED, _GRID = "#222222", "#666666", "#dddddd"
+INK, MUTED, _GRID = "#222222", "#666666", "#dddddd"
 
 STYLE: Any = {
     "figure.constrained_layout.h_pad": 0.18,
@@ -34,7 +34,7 @@ STYLE: Any = {
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 10,
-    "axes.edgecolor": _MUTED,
+    "axes.edgecolor": MUTED,
     "axes.labelcolor": INK,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -43,7 +43,7 @@ STYLE: Any = {
     "grid.color": _GRID,
     "grid.linewidth": 0.8,
     "text.color": INK,
-    "xtick.color": _MUTED,
+    "xtick.color": MUTED,
     "ytick.color": INK,
     "figure.facecolor": "white",
 }
@@ -193,7 +193,7 @@ def _draw_curves(axes: Any, runs: Sequence[Run], styles: dict[str, tuple[str, st
                     label=label,
                 )
     if is_empty:
-        axes.text(0.5, 0.5, "no history", transform=axes.transAxes, ha="center", color=_MUTED)
+        axes.text(0.5, 0.5, "no history", transform=axes.transAxes, ha="center", color=MUTED)
     else:
         axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
         axes.xaxis.get_major_locator().set_params(integer=True)

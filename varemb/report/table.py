@@ -7,6 +7,7 @@ from statistics import mean, stdev
 from typing import Any
 
 PARTS = ("weights", "index", "unify", "optimizer")
+EXTRA_PARTS = ("ids", "search")  # of streams: rows of raw ids; what only the choice of dims needs
 HEAD = (
     "method",
     "AUC",
@@ -26,6 +27,7 @@ _NAMES = {
     "autoemb": "AutoEmb",
     "darts": "DARTS",
     "dpq": "DPQ",
+    "esapn": "ESAPN",
     "fde": "FDE",
     "mde": "MDE",
     "mgqe": "MGQE",
@@ -33,6 +35,7 @@ _NAMES = {
     "optembed": "OptEmbed",
     "pep": "PEP",
     "ras": "RaS",
+    "scall": "SCALL",
 }
 
 
@@ -42,7 +45,14 @@ def method_name(method: str) -> str:
     Example:
         >>> method_name("autodim-s"), method_name("autodim-ad-1"), method_name("ras-from-fm")
         ('AutoDim-s', 'AutoDim AD-1', 'RaS from fm')
+        >>> method_name("fixed-128"), method_name("esapn policy=always price=0.1")
+        ('FIXED-128', 'ESAPN, policy always, price 0.1')
     """
+    method, *settings = method.split(" ")
+    if settings:
+        return ", ".join([method_name(method), *(each.replace("=", " ") for each in settings)])
+    if method.startswith("fixed-"):
+        return f"FIXED-{method.removeprefix('fixed-')}"
     method, _, source = method.partition("-from-")
     name, _, variant = method.partition("-ad-")
     shown = _NAMES.get(name, name)
