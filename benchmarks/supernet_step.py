@@ -40,6 +40,7 @@ class SeparateSupernet(nn.Module):
     def __init__(self, supernet: Supernet, candidates: tuple[int, ...]) -> None:
         super().__init__()
         self.table, self.weight, self.p = supernet.table, supernet.weight, supernet.p
+        self.scale = supernet.scale
         self.candidates = candidates
 
     def forward(self, ids: Tensor) -> Tensor:  # [B, F] -> [B, F, D]
@@ -50,7 +51,7 @@ class SeparateSupernet(nn.Module):
             flat = z.flatten(1)  # [B, F * D], a channel per field and number
             norm = nn.functional.batch_norm(flat, None, None, training=True, eps=EPS)
             parts.append(self.p[:, n, None] * norm.view_as(z))
-        return torch.stack(parts).sum(0)
+        return torch.stack(parts).sum(0) * self.scale
 
 
 def make_rows(batch: int, rounds: int) -> ClickData:

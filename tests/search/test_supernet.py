@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from varemb.models import FM
 from varemb.search.supernet import VARIANTS, Supernet
 
 CARDINALITIES, CANDIDATES, WIDTH = (7, 4), (1, 2, 4), 4
@@ -17,6 +18,15 @@ def make_supernet(variant="ad-2"):
     supernet = Supernet(CARDINALITIES, CANDIDATES, init_std=1.0, variant=variant)
     supernet.p = torch.softmax(torch.randn(2, 3), 1)
     return supernet
+
+
+def test_first_logits_of_a_model_of_products_have_variance_1():
+    torch.manual_seed(0)
+    cardinalities = (50,) * 8
+    supernet = Supernet(cardinalities, (2, 4, 8, 16), init_std=1.0)
+    supernet.p = torch.eye(4)[3].repeat(8, 1)  # the widest candidate alone
+    logits = FM(cardinalities, 16, supernet)(torch.randint(50, (2000, 8)))
+    assert 0.8 < float(logits.detach().std()) < 1.25  # 21 without the scale
 
 
 def make_ids(rows=50):
@@ -40,7 +50,7 @@ def naive_forward(supernet, ids, norms, variant="ad-2"):
             else:
                 z = F.pad(e, (0, WIDTH - dim))
             vector = vector + supernet.p[m, n] * norms[m][n](z)
-        fields.append(vector)
+        fields.append(supernet.scale[m] * vector)
     return torch.stack(fields, 1)
 
 

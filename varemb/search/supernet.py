@@ -5,7 +5,13 @@ X. Zhao et al., *AutoDim: Field-aware Embedding Dimension Search in Recommender 
 
     z_mn = e_mn W_mn                                            Eq. 1; padding has W = [I 0]
     zhat_mn = (z_mn - mean(z_mn)) / sqrt(var(z_mn) + eps)       Eq. 2, over the batch, per channel
-    x_m = sum_n p_mn zhat_mn                                    Eq. 7
+    x_m = s_m sum_n p_mn zhat_mn                                Eq. 7, with a scale
+
+DIFFERS: s_m, learnt, common to a field's candidates; 1 in the paper. FM and DeepFM add up products
+over the pairs of fields and the columns: of vectors with variance 1, eight fields of 16 columns
+give first logits of 21 in standard deviation, and nothing can shrink them, because Eq. 2 undoes
+what W does. It starts where that sum has variance 1. After an epoch on ml-1m, DeepFM without it had
+a validation AUC of .751 and took the narrowest candidates; with it, .798.
 
 The paper's four variants differ in where e_mn comes from, the first d_n numbers of one shared row
 or d_n numbers of the candidate's own, and in W_mn, learnt or fixed.
@@ -40,7 +46,7 @@ class Supernet(nn.Module):
     diag(W^T C W). So the candidates are summed as matrices, and the batch is looked up once and
     multiplied once:
 
-        x_m = (e - mean(e)) sum_n p_mn W_mn diag(1 / sqrt(var(z_mn) + eps))
+        x_m = s_m (e - mean(e)) sum_n p_mn W_mn diag(1 / sqrt(var(z_mn) + eps))
 
     Args:
         cardinalities: rows of each field. [F]
@@ -51,6 +57,7 @@ class Supernet(nn.Module):
     Attributes:
         weight: W_mn in the rows of candidate n's columns; the other rows are never used.
             [F, T, N, D]; a parameter when unification is linear.
+        scale: s_m. Parameter [F, 1]
         p: weights of the candidates, set by the search. [F, N]
     """
 
@@ -86,6 +93,8 @@ class Supernet(nn.Module):
         self.register_buffer("used", inside[:, :, None].float(), persistent=False)
         self.register_buffer("mean", torch.zeros(fields, num * width))
         self.register_buffer("var", torch.ones(fields, num * width))
+        terms = max(fields * (fields - 1) // 2, 1) * width  # of the sum of products
+        self.scale = nn.Parameter(torch.full((fields, 1), terms**-0.25))
         self.p = torch.full((fields, num), 1 / num)
 
     def forward(self, ids: Tensor) -> Tensor:  # [B, F] -> [B, F, D]
@@ -105,7 +114,7 @@ class Supernet(nn.Module):
             mean, var = self.mean, self.var
             shift = self._weighted(-mean, var).view(fields, -1, width).sum(1, keepdim=True)
         mixed = self._weighted(w, var[:, None]).view(fields, numbers, -1, width).sum(2)  # [F, T, D]
-        return (e @ mixed + shift).transpose(0, 1)
+        return (e @ mixed + shift).transpose(0, 1) * self.scale
 
     def _weighted(self, z: Tensor, var: Tensor) -> Tensor:  # [F, ..., N * D], both
         p = self.p.repeat_interleave(self.weight.shape[3], 1)  # [F, N * D]
