@@ -184,8 +184,27 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
                 self.state[weight]["rounding"][1].add_(1)
         return loss
 
+    def state_dict(self) -> dict[str, Any]:
+        """Hyperparameters and state, as in torch; of a table that grows without its free end."""
+        state = super().state_dict()
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        for key, weight in enumerate(weights):
+            state["state"][key] = self._used_state(weight)
+        return state
+
+    def _used_state(self, weight: Tensor) -> dict[str, Tensor]:
+        """State of a table as views of what its rows may use."""
+        storage = self._tables[weight]
+        used = storage.used_rows if self.is_row_wise else storage.used_numbers
+        return {
+            name: value[:used] if name in self.state_names else value
+            for name, value in self.state[weight].items()
+        }
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes hyperparameters and state into the buffers that the tables already use.
+
+        Tables that change are to be loaded before.
 
         Raises:
             ValueError: the state belongs to other tables.
@@ -199,9 +218,9 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
             for key, weight in zip(there["params"], here["params"], strict=True)
         ]
         for key, weight in pairs:
-            self._check_saved(key, state_dict["state"][key], self.state[weight])
+            self._check_saved(key, state_dict["state"][key], self._used_state(weight))
         for key, weight in pairs:
-            for name, ours in self.state[weight].items():
+            for name, ours in self._used_state(weight).items():
                 ours.copy_(state_dict["state"][key][name])
         for there, here in zip(saved, self.param_groups, strict=True):
             for key, value in there.items():

@@ -90,6 +90,11 @@ class Storage(nn.Module, abc.ABC):
     def used_numbers(self) -> int:
         """Numbers from the first to the last that a row may have."""
 
+    @property
+    @abc.abstractmethod
+    def used_rows(self) -> int:
+        """Rows from the first to the last that ever was there."""
+
     @abc.abstractmethod
     def new_state(self, dtype: torch.dtype, fill: float, *, per_row: bool) -> Tensor:
         """A tensor with a number per number of the table, or per row, with room to grow alike."""

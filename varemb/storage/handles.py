@@ -46,6 +46,10 @@ class Handles:
             handles.view(np.int32)
         ).to(device)
 
+    def tensor(self, count: int) -> Tensor:  # [count] int32
+        """The first rows' handles, as they are kept."""
+        return self._there[:count]
+
     def parts(self) -> Iterator[tuple[int, Array]]:
         """All handles, in parts: the first row of each and the handles."""
         for first in range(0, self._num_rows, _ROWS_AT_A_TIME):

@@ -138,6 +138,10 @@ class PackedStorage(Storage):
         return 1.0
 
     @property
+    def used_rows(self) -> int:
+        return self.num_rows
+
+    @property
     def used_numbers(self) -> int:
         return self.numbers
 

@@ -94,6 +94,35 @@ class Slots:
             self.rows_of = np.concatenate([self.rows_of, more])
             self.live = np.concatenate([self.live, more])
 
+    def restore(
+        self, words: Ints, rows_of: npt.NDArray[np.int16], free: Handles, numbers: int
+    ) -> None:
+        """Becomes what was saved: chunks [c] and the stacks of free handles, dim after dim."""
+        count = len(words)
+        self.words[:] = 0
+        self.words[:count] = words
+        self.rows_of[:count] = rows_of
+        used = np.flatnonzero(self.rows_of)
+        self._chunks = count
+        self._unused = np.flatnonzero(self.rows_of[1:count] == 0).tolist()
+        self._unused = [number + 1 for number in self._unused]
+        dims = self.words & _DIM_MASK
+        self.slots = np.bincount(
+            dims[used], weights=self.rows_of[used], minlength=len(self.count)
+        ).astype(np.int64)
+        self.live[:] = self.rows_of
+        np.subtract.at(self.live, free >> SLOT_BITS, 1)
+        self._set_stacks(free)
+        dead = used[self.live[used] == 0]
+        np.add.at(self._dead, dims[dead], self.rows_of[dead])
+        end = 0
+        for chunk in used[np.argsort(self.words[used])].tolist():
+            base = int(self.words[chunk]) >> DIM_BITS
+            self.extents.give(end, base - end)
+            end = base + int(self.rows_of[chunk]) * int(dims[chunk])
+        self.extents.give(end, numbers - end)
+        self.has_new_words = True
+
     def take(self, dims: Ints) -> Handles:  # [n] -> [n]
         """Slots for rows of the given dims; there must be enough of them (`plan`, `make`)."""
         order, asked, dim, rank, zeros = _by_class(dims, len(self.count))
@@ -210,7 +239,10 @@ class Slots:
     def keep_free(self, is_kept: npt.NDArray[np.bool_]) -> None:  # [chunk room]
         """Forgets the free slots of all other chunks."""
         stacks = self.free_handles()
-        stacks = stacks[is_kept[stacks >> SLOT_BITS]]
+        self._set_stacks(stacks[is_kept[stacks >> SLOT_BITS]])
+
+    def _set_stacks(self, stacks: Handles) -> None:
+        """Takes free handles, dim after dim, none of them in a chunk without rows."""
         dims = self.words[stacks >> SLOT_BITS] & _DIM_MASK
         self.count = np.bincount(dims, minlength=len(self.count))
         self._free, self._end = stacks, len(stacks)
