@@ -1,0 +1,42 @@
+"""Small purchases with a known structure, and dense tables behind a mask, for tests of rankings."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from varemb.data.interactions import Interactions, Split
+from varemb.models.recommender import prepare_recommender
+
+
+def planted_pairs(users=40, items=30, groups=3, seed=0, bought=12) -> Split:
+    """Users of a group buy the items of that group, and a few others."""
+    draw = np.random.default_rng(seed)
+    rows = []
+    for user in range(users):
+        own = np.arange(user % groups, items, groups)
+        weights = np.ones(items)
+        weights[own] = 40
+        rows.append(draw.choice(items, bought, replace=False, p=weights / weights.sum()))
+    pairs = np.repeat(np.arange(users), bought), np.concatenate(rows)
+    return Interactions.from_ids(*pairs, name="planted").split(seed)
+
+
+def prepare(split: Split, name: str, width: int):
+    """Makes recommenders of one kind over pairs of a split."""
+    sizes = {"num_users": split.num_users, "num_items": split.num_items, "width": width}
+    return partial(prepare_recommender, name, **sizes)
+
+
+class DenseMasked(nn.Module):
+    """A full table times a prefix mask: what a packed table must agree with. [L] -> [L, D]"""
+
+    def __init__(self, dense: torch.Tensor, dims: np.ndarray) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(dense.clone())
+        mask = torch.arange(dense.shape[1]) < torch.from_numpy(dims)[:, None]
+        self.register_buffer("mask", mask)
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return nn.functional.embedding(rows, self.weight * self.mask)

@@ -1,0 +1,138 @@
+"""NGCF (Wang et al., SIGIR 2019): rows of a table sent over the graph of interactions, layer by
+layer, through matrices.
+
+    S^(k) = A^ E^(k),    A^ = D^(-1) (A + I)
+    E^(k+1) = dropout(LeakyReLU_0.2(S^(k) W1 + b1 + (E^(k) * S^(k)) W2 + b2))
+
+The vector of a node is E^(0) and the later layers at length 1, one behind the other. In training
+edges are left out at random too (node dropout).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from varemb.models.graph import NodeRows, multiply_both_ways, sparse_matrix
+
+
+class MeanMatrix(NamedTuple):
+    """D^(-1) (A + I) of a graph, and what its transpose needs: the pattern is symmetric."""
+
+    starts: Tensor  # [N + 1]
+    columns: Tensor  # [P]
+    values: Tensor  # [P]
+    mirrored: Tensor  # place of (column, row) for each (row, column). [P]
+
+
+def mean_matrix(left: Tensor, right: Tensor, num_nodes: int) -> MeanMatrix:
+    """The mean over a node and its neighbours, as compressed sparse rows.
+
+    An edge given twice counts once.
+
+    Args:
+        left, right: the two ends of each edge. [L], int64
+        num_nodes: N.
+
+    Raises:
+        ValueError: a node outside the graph.
+
+    Example:
+        >>> matrix = mean_matrix(torch.tensor([0, 0]), torch.tensor([1, 2]), 3)
+        >>> matrix.columns.tolist(), matrix.values.tolist()[3:]
+        ([0, 1, 2, 0, 1, 0, 2], [0.5, 0.5, 0.5, 0.5])
+    """
+    ends = torch.cat([left, right])
+    if ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < num_nodes:
+        raise ValueError(
+            f"mean_matrix: nodes must be in [0, {num_nodes}), got {int(ends.min())} to "
+            f"{int(ends.max())}"
+        )
+    loops = torch.arange(num_nodes, device=left.device) * (num_nodes + 1)
+    places = torch.cat([ends * num_nodes + torch.cat([right, left]), loops]).unique()
+    rows, columns = places // num_nodes, places % num_nodes
+    counts = torch.bincount(rows, minlength=num_nodes)  # [N]
+    return MeanMatrix(
+        F.pad(counts.cumsum(0), (1, 0)),
+        columns,
+        (1.0 / counts.float())[rows],
+        torch.argsort(columns * num_nodes + rows),
+    )
+
+
+class NGCF(nn.Module):
+    """Vectors of all nodes of a graph, W + layers * D wide, W the dim of the widest row.
+
+    Args:
+        table: a row per node, as NodeRows takes it.
+        matrix: of `mean_matrix`.
+        width: D, of the later layers.
+        layers: K.
+        edge_dropout: share of the edges left out in each training step.
+        dropout: share of the numbers of a later layer left out.
+
+    Shape:
+        - output: two blocks [N, W + K D], the same: the published code holds the final vectors
+          small, not the rows
+
+    Example:
+        >>> from varemb import VarEmbedding
+        >>> graph = mean_matrix(torch.tensor([0, 0]), torch.tensor([1, 2]), 3)
+        >>> NGCF(VarEmbedding(3, 4, dims=[2, 1, 1]), graph, 4)()[1].shape
+        torch.Size([3, 14])
+    """
+
+    nodes: Tensor
+
+    def __init__(
+        self,
+        table: nn.Module,
+        matrix: MeanMatrix,
+        width: int,
+        layers: int = 3,
+        edge_dropout: float = 0.1,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        num_nodes = len(matrix.starts) - 1
+        self.rows, self.matrix = NodeRows(table, width), matrix
+        self.edge_dropout, self.dropout = edge_dropout, dropout
+        self.sums = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.products = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        for linear in (*self.sums, *self.products):
+            assert isinstance(linear, nn.Linear)
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        device = matrix.starts.device
+        self.register_buffer("nodes", torch.arange(num_nodes, device=device), persistent=False)
+
+    def _matrices(self) -> tuple[Tensor, Tensor]:
+        """The matrix of this step and its transpose, sparse CSR. [N, N] each"""
+        starts, columns, values, mirrored = self.matrix
+        if self.training and self.edge_dropout:
+            values = F.dropout(values, self.edge_dropout)
+        size = len(starts) - 1, len(starts) - 1
+        return (
+            sparse_matrix(starts, columns, values, size),
+            sparse_matrix(starts, columns, values[mirrored], size),
+        )
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        block = self.rows(self.nodes)  # [N, W]
+        blocks, (matrix, transposed) = [block], self._matrices()
+        for sums, products in zip(self.sums, self.products, strict=True):
+            spread = multiply_both_ways(block, matrix, transposed)
+            block = F.leaky_relu(_map(spread, sums) + _map(block * spread, products), 0.2)
+            block = F.dropout(block, self.dropout, self.training)  # [N, D]
+            blocks.append(F.normalize(block))
+        vectors = torch.cat(blocks, 1)
+        return vectors, vectors
+
+
+def _map(block: Tensor, linear: nn.Module) -> Tensor:  # [N, W] -> [N, D]
+    """A linear layer on a block whose columns behind W would be 0."""
+    assert isinstance(linear, nn.Linear)
+    return F.linear(block, linear.weight[:, : block.shape[1]], linear.bias)
