@@ -22,6 +22,8 @@ from varemb.search.nis import NIS, NISConfig
 from varemb.search.optembed import OptEmbed, OptEmbedConfig
 from varemb.search.pep import PEP, PEPConfig
 from varemb.search.ras import RandomSearch, RasConfig
+from varemb.search.scall import SCALL
+from varemb.search.scall_config import SCALLConfig
 from varemb.search.stream_fixed import StreamFixed, StreamFixedConfig
 from varemb.search.stream_soft import (
     StreamAutoEmb,
@@ -47,6 +49,7 @@ __all__ = [
     "MGQE",
     "NIS",
     "PEP",
+    "SCALL",
     "VARIANTS",
     "AutoDim",
     "AutoDimConfig",
@@ -69,6 +72,7 @@ __all__ = [
     "PEPConfig",
     "RandomSearch",
     "RasConfig",
+    "SCALLConfig",
     "SearchResult",
     "StoredTable",
     "StreamAutoEmb",

@@ -87,7 +87,7 @@ class Replay:
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Takes over what `state` gave."""
-        self._kept = list(zip(*(part.unbind() for part in state.values()), strict=True))  # type: ignore[arg-type]
+        self._kept = list(zip(*(part.unbind() for part in state.values()), strict=True))
 
 
 def make_mlp(inputs: int, hidden: int, outputs: int, generator: torch.Generator) -> nn.Sequential:

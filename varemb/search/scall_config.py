@@ -1,0 +1,72 @@
+"""Settings of SCALL, and what refuses those that do not fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from varemb.search.actor_critic import SACConfig
+from varemb.search.epochs import check_positive, check_share, option
+from varemb.search.segment_training import TrainingConfig
+from varemb.search.size_shares import DISTRIBUTIONS
+
+POLICIES = ("scall", "uniform", "random", "frequency")
+NUMBERS_PER_MB = 250_000  # decimal megabytes of float32
+_MAX_WIDTH = 255  # above it packed rows come in granules, and no budget could be met exactly
+
+
+@dataclass(frozen=True)
+class SCALLConfig(TrainingConfig, SACConfig):
+    """Settings of SCALL; the sections are those of methods.md."""
+
+    memory: float = option(0.0, "B: budget of the table in MB (decimal); or give mean_dim")
+    mean_dim: float = option(0.0, "c: numbers per row, of a budget that grows with the rows")
+    policy: str = option("scall", "who chooses the sizes: " + ", ".join(POLICIES))
+    threshold: int = option(15_000, "new users and items of a segment (§5.1)")
+    width: int = option(255, "d_max: the widest row")
+    distribution: str = option("power_law", "of the sizes: " + ", ".join(DISTRIBUTIONS))
+    scale: str = option("linear", "how an action becomes the distribution's parameter: linear, log")
+    frequency: str = option("segment", "what ranks the rows: counts of the segment, or of all")
+    groups: int = option(256, "groups of the frequency profile in the state (§5.4)")
+    min_trials: int = option(11, "trials of a search, at least (§5.5)")
+    max_trials: int = option(30, "trials of a search, at most")
+    updates: int = option(3, "updates of the agent per trial")
+    low: float = option(0.0, "lo: fitness over the reference's that is worth 0; 0: by uniform runs")
+    high: float = option(0.0, "hi: the same, worth 10")
+    calibrations: int = option(3, "uniform runs for lo and hi in each search")
+    seed: int = option(0, "of all randomness")
+
+    @property
+    def numbers(self) -> int | None:
+        """The budget in numbers; None if it grows with the rows."""
+        return int(self.memory * NUMBERS_PER_MB) if self.memory else None
+
+
+def check_config(config: SCALLConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
+    check_positive(
+        "SCALL", config, "threshold", "width", "groups", "max_trials", "batch_size", "steps",
+        "max_rounds", "calibrations", "layers",
+    )  # fmt: skip
+    check_share("SCALL", config, "train_share")
+    if (config.memory > 0) == (config.mean_dim > 0):
+        raise ValueError(
+            f"SCALL: give a budget, either memory or mean_dim, got memory {config.memory} and "
+            f"mean_dim {config.mean_dim}"
+        )
+    if config.width > _MAX_WIDTH:
+        raise ValueError(f"SCALL: width must be at most {_MAX_WIDTH}, got {config.width}")
+    if 0 < config.mean_dim < 1:
+        raise ValueError(f"SCALL: mean_dim must be at least 1, got {config.mean_dim}")
+    allowed = {
+        "policy": POLICIES,
+        "distribution": tuple(DISTRIBUTIONS),
+        "scale": ("linear", "log"),
+        "frequency": ("segment", "all"),
+        "early_stop": ("valid", "test"),
+        "candidates": ("test_items", "all"),
+    }
+    for name, values in allowed.items():
+        if getattr(config, name) not in values:
+            raise ValueError(
+                f"SCALL: {name} must be one of {', '.join(values)}, got {getattr(config, name)!r}"
+            )
