@@ -185,6 +185,12 @@ def test_what_a_run_does_not_have_is_not_drawn(tmp_path, panels):
     assert png.stat().st_size > 2_000
 
 
+def test_runs_with_one_name_and_seed_are_told_apart_by_folder(tmp_path, panels):
+    result = esapn_result("esapn", 0, 34)
+    _, page = report(tmp_path, result, result, esapn_result("fixed-16", 0, 96))
+    assert {"ESAPN, 0, seed 0", "ESAPN, 1, seed 0", "FIXED-16, seed 0"} <= set(page.cells)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

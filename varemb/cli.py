@@ -7,28 +7,18 @@ exit code 130.
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib.metadata
 import shlex
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import torch
-
-from varemb.compare import (
-    METHODS,
-    Comparison,
-    Grid,
-    all_configs,
-    own_fields,
-    run_compare,
-    setting_option,
-)
+from varemb.commands.comparison import add_compare
+from varemb.commands.parser import Parser, add_command, add_place, add_threads, set_threads
+from varemb.commands.streams import add_stream_searches
 from varemb.experiment import (
     DATA,
     MODELS,
@@ -42,15 +32,7 @@ from varemb.experiment import (
     train_option,
 )
 from varemb.info import build_info
-from varemb.options import (
-    add_config,
-    names,
-    read_config,
-    real_numbers,
-    seeds,
-    seeds_of,
-    whole_numbers,
-)
+from varemb.options import add_config, read_config
 from varemb.plan import SizePlan
 from varemb.report import write_report
 from varemb.runs import load_run
@@ -62,22 +44,6 @@ _EXTRAS = {
     "tqdm": "data",
     "matplotlib": "plots",
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    """Refuses what it does not know by name, and says what may have been meant."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"varemb: {message}\nsee: {self.prog} --help\n")
-
-    def refuse(self, unknown: Sequence[str]) -> NoReturn:
-        """Ends the command over the first unknown argument."""
-        first = unknown[0].split("=")[0]
-        if not first.startswith("-"):
-            self.error(f"unexpected argument {first!r}")
-        close = difflib.get_close_matches(first, self._option_string_actions, 1)
-        hint = f", did you mean {close[0]}?" if close else ""
-        self.error(f"unknown option {first}{hint}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,7 +75,7 @@ def _say(line: str) -> None:
 
 
 def _stopped(options: argparse.Namespace, words: Sequence[str]) -> str:
-    if options.run is _compare:
+    if "goes_on" in options:  # by itself, with the same command
         return f"stopped; continue with: varemb {shlex.join(words)}"
     is_kept = hasattr(options, "resume") and (options.out or options.run is not _demo)
     if not is_kept:
@@ -118,8 +84,8 @@ def _stopped(options: argparse.Namespace, words: Sequence[str]) -> str:
     return f"stopped; continue with: varemb {shlex.join(again)}"
 
 
-def _build_parser() -> _Parser:
-    parser = _Parser(
+def _build_parser() -> Parser:
+    parser = Parser(
         prog="varemb",
         description="Embedding tables in which every row has its own width: search the widths, "
         "train on them, show what was found and saved.",
@@ -131,33 +97,20 @@ def _build_parser() -> _Parser:
     _add_demo(commands)
     _add_search(commands)
     _add_train(commands)
-    _add_compare(commands)
+    add_compare(commands)
     _add_report(commands)
     _add_bench(commands)
     return parser
 
 
-def _add(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
-) -> _Parser:
-    command: _Parser = commands.add_parser(
-        name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        epilog=f"example: {example}",
-        allow_abbrev=False,
-    )
-    command.set_defaults(run=run, parser=command)
-    command.add_argument("--traceback", action="store_true", help="show where an error arose")
-    return command
-
-
 def _add_info(commands: Any) -> None:
-    _add(commands, "info", _info, "print versions, backends, and why one is missing", "varemb info")
+    add_command(
+        commands, "info", _info, "print versions, backends, and why one is missing", "varemb info"
+    )
 
 
 def _add_demo(commands: Any) -> None:
-    demo = _add(
+    demo = add_command(
         commands,
         "demo",
         _demo,
@@ -167,17 +120,7 @@ def _add_demo(commands: Any) -> None:
     demo.add_argument("--seed", type=int, default=0, help="of data and training (default 0)")
     demo.add_argument("--out", type=Path, help="also write a run folder, for `varemb report`")
     demo.add_argument("--resume", action="store_true", help="continue the run in the folder")
-    _add_threads(demo)
-
-
-def _add_threads(command: argparse.ArgumentParser) -> None:
-    # Batches are small: a second thread helps on an idle machine, and costs much on a busy one.
-    command.add_argument(
-        "--threads",
-        type=int,
-        default=1,
-        help="CPU threads (default 1; with more, the last digits of a result may differ)",
-    )
+    add_threads(demo)
 
 
 def _add_search(commands: Any) -> None:
@@ -189,7 +132,7 @@ def _add_search(commands: Any) -> None:
     )
     search.set_defaults(parser=search)
     methods = search.add_subparsers(metavar="METHOD", required=True)
-    autodim = _add(
+    autodim = add_command(
         methods,
         "autodim",
         _search,
@@ -198,10 +141,11 @@ def _add_search(commands: Any) -> None:
     )
     _add_task(autodim)
     add_config(autodim, "options of AutoDim", AutoDimConfig, search_option)
+    add_stream_searches(methods)
 
 
 def _add_train(commands: Any) -> None:
-    train = _add(
+    train = add_command(
         commands,
         "train",
         _train,
@@ -224,57 +168,13 @@ def _add_task(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--model", default="wide-deep", choices=sorted(MODELS), help="default wide-deep"
     )
-    command.add_argument("--seed", type=int, default=0, help="of split and training (default 0)")
-    command.add_argument("--out", type=Path, help="run folder (default: below runs/)")
-    command.add_argument("--resume", action="store_true", help="continue the run in the folder")
-    _add_threads(command)
+    add_place(command, "split and training")
+    add_threads(command)
     add_config(command, "options of training", TrainConfig, train_option)
 
 
-def _add_compare(commands: Any) -> None:
-    compare = _add(
-        commands,
-        "compare",
-        _compare,
-        "compare methods over seeds and models: tables, t-tests, and quality against bytes",
-        "varemb compare --data ml-1m --data-dir data --methods fde,mde,ras,autodim --seeds 5",
-    )
-    add = compare.add_argument
-    add("--data", required=True, choices=sorted(DATA), help="the data set")
-    add("--data-dir", type=Path, help="folder with the data set's files")
-    add("--model", type=names, default=("wide-deep",), metavar="NAME,...",
-        help=f"of {', '.join(MODELS)} (default wide-deep)")  # fmt: skip
-    add("--methods", type=names, required=True, metavar="NAME,...",
-        help=f"of {', '.join(METHODS)}; name:5 for seeds of its own")  # fmt: skip
-    add("--seeds", type=seeds, default=(0, 1, 2), metavar="N",
-        help="5 for 0 to 4, or these: 1,7 (default 3)")  # fmt: skip
-    add("--candidates", type=whole_numbers, default=(2, 8, 16, 24, 32), metavar="N,...",
-        help="dims to choose from; the last is the width (default 2,8,16,24,32)")  # fmt: skip
-    add("--out", type=Path, help="folder of the cells and tables (default: below runs/); "
-        "the same command goes on where it stopped")  # fmt: skip
-    add("--tune", action="store_true",
-        help="tune every method alike, on validation, with each model's first seed")  # fmt: skip
-    add("--tune-lr", type=real_numbers, default=(3e-4, 1e-3, 3e-3), metavar="X,...",
-        help="learning rates to try (default 0.0003,0.001,0.003)")  # fmt: skip
-    add("--tune-weight-decay", type=real_numbers, default=(1e-3, 3e-3), metavar="X,...",
-        help="weight decays to try (default 0.001,0.003)")  # fmt: skip
-    add("--transfer-from", choices=sorted(MODELS), help="train the other models with its plans")
-    add("--f-sweep", type=whole_numbers, default=(), metavar="N,...", help="AutoDim with these f")
-    add("--stability", action="store_true", help="correlation of the dims over the seeds")
-    add("--importance", action="store_true", help="models of a single field beside the dims")
-    _add_threads(compare)
-    add_config(compare, "options of training", TrainConfig, train_option)
-    for config in all_configs():
-        name = config.__name__.removesuffix("Config")
-        fields = [field.name for field in own_fields(config)]
-        add_config(
-            compare, f"options of {name}", config, partial(setting_option, config),
-            only=fields, is_sparse=True,
-        )  # fmt: skip
-
-
 def _add_report(commands: Any) -> None:
-    report = _add(
+    report = add_command(
         commands,
         "report",
         _report,
@@ -286,7 +186,7 @@ def _add_report(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    bench = _add(
+    bench = add_command(
         commands,
         "bench",
         _bench,
@@ -322,19 +222,13 @@ def _version(package: str) -> str | None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    _set_threads(options.threads)
+    set_threads(options.threads)
     run_demo(options.seed, Place(options.out, options.resume))
     return 0
 
 
-def _set_threads(threads: int) -> None:
-    if threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
-    torch.set_num_threads(threads)
-
-
 def _task(options: argparse.Namespace) -> Task:
-    _set_threads(options.threads)
+    set_threads(options.threads)
     training = TrainConfig(**read_config(options, TrainConfig, train_option), seed=options.seed)
     return load_task(options.data, options.data_dir, options.model, training)
 
@@ -354,31 +248,6 @@ def _train(options: argparse.Namespace) -> int:
     plan = SizePlan.load(options.plan)
     run_train(_task(options), plan, options.unify, _place(options, "train"))
     return 0
-
-
-def _compare(options: argparse.Namespace) -> int:
-    _set_threads(options.threads)
-    given = {setting_option(config, field.name) for config in all_configs()
-             for field in own_fields(config)}  # fmt: skip
-    failures = run_compare(
-        Comparison(
-            options.data,
-            options.data_dir,
-            options.model,
-            seeds_of(options.methods, options.seeds),
-            options.out or Path("runs") / f"compare-{options.data}",
-            TrainConfig(**read_config(options, TrainConfig, train_option)),
-            options.candidates,
-            {name: value for name, value in vars(options).items() if name in given},
-            Grid(options.tune_lr, options.tune_weight_decay) if options.tune else Grid(),
-            options.transfer_from,
-            options.f_sweep,
-            options.stability,
-            options.importance,
-        ),
-        trace=options.traceback,
-    )
-    return 1 if failures else 0
 
 
 def _report(options: argparse.Namespace) -> int:

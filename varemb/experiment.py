@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -108,7 +108,8 @@ def train_option(name: str) -> str:
     return "--" + name.rstrip("_").replace("_", "-")
 
 
-def _checksum(arrays: Iterable[npt.NDArray[Any]]) -> int:
+def checksum(arrays: Iterable[npt.NDArray[Any]]) -> int:
+    """CRC-32 of the arrays' bytes, one after the other."""
     value = 0
     for array in arrays:
         value = zlib.crc32(np.ascontiguousarray(array).data, value)
@@ -118,12 +119,12 @@ def _checksum(arrays: Iterable[npt.NDArray[Any]]) -> int:
 @lru_cache(maxsize=1)  # the cells of a comparison share their data
 def _data_checksum(*parts: ClickData) -> str:
     arrays = [array for part in parts for array in (part.ids.numpy(), part.labels.numpy())]
-    return f"checksum {_checksum(arrays):08x}"
+    return f"checksum {checksum(arrays):08x}"
 
 
 def plan_checksum(plan: SizePlan) -> str:
     """What tells a plan from another in the options of a run."""
-    return f"checksum {_checksum([plan[name] for name in plan]):08x}"
+    return f"checksum {checksum([plan[name] for name in plan]):08x}"
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def run_search(task: Task, config: AutoDimConfig, place: Place, say: Say = print
     options |= {search_option(name): value for name, value in asdict(config).items()}
     with open_run(place.folder, options, resume=place.resume) as is_finished:
         if place.folder and is_finished:
-            return _show_finished(place.folder, say)
+            return show_finished(place.folder, say)
         return _search(task, config, place, say)
 
 
@@ -235,7 +236,7 @@ def run_train(
     options["content of --plan"] = plan_checksum(plan)
     with open_run(place.folder, options, resume=place.resume) as is_finished:
         if place.folder and is_finished:
-            return _show_finished(place.folder, say)
+            return show_finished(place.folder, say)
         _describe(task, say)
         history: list[Result] = []
         result = _train(task, place, "plan", plan, unify, history)
@@ -294,7 +295,7 @@ def run_demo(seed: int, place: Place, *, rows: int = DEMO_ROWS, say: Say = print
         place.folder, {"command": "demo", **task.options()}, resume=place.resume
     ) as is_finished:
         if place.folder and is_finished:
-            return _show_finished(place.folder, say)
+            return show_finished(place.folder, say)
         return _search(task, config, place, say, planted=PLANTED_DIMS)
 
 
@@ -354,8 +355,11 @@ def _compare(result: Result, other: Result) -> str:
     )
 
 
-def _show_finished(folder: Path, say: Say) -> list[Result]:
+def show_finished(
+    folder: Path, say: Say, shown: Callable[[Sequence[Result]], str] = format_results
+) -> list[Result]:
+    """Says what a finished run found; returns its results."""
     results = load_run(folder).results
     say(f"{folder} holds this run, finished:")
-    say(format_results(results))
+    say(shown(results))
     return results

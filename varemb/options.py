@@ -7,7 +7,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 _HELP = {
     "batch_size": "rows of a batch",
@@ -53,13 +53,15 @@ def add_config(
             )
             continue
         value = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        is_choice = typing.get_origin(kind) is Literal
         group.add_argument(
             name,
             dest=name,
-            type=kind,
+            type=str if is_choice else kind,
+            choices=typing.get_args(kind) if is_choice else None,
             default=kept,
-            metavar="X" if kind is float else "NAME" if kind is str else "N",
-            help=f"{text} (default {value})".strip(),
+            metavar=None if is_choice else "X" if kind is float else "NAME" if kind is str else "N",
+            help=f"{text} (default {'none' if value is None else value})".strip(),
         )
 
 
@@ -72,6 +74,14 @@ def read_config(
         for field in dataclasses.fields(config)
         if field.name != "seed"
     }
+
+
+def read_given(
+    options: argparse.Namespace, configs: Sequence[type[Any]], option: Callable[[str], str]
+) -> dict[str, Any]:
+    """Field -> value of those options that were given, of configs that were added as sparse."""
+    names = dict.fromkeys(field.name for each in configs for field in dataclasses.fields(each))
+    return {name: vars(options)[option(name)] for name in names if option(name) in vars(options)}
 
 
 def _kind(config: type[Any], field: dataclasses.Field[Any]) -> Any:

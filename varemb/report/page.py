@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from varemb.files import atomic_write
@@ -54,6 +56,7 @@ def write_report(runs: Sequence[Run], folder: Path) -> tuple[Path, Path]:
         listed = f"{', '.join(shared[:-1])} and {shared[-1]}"
         raise ValueError(f"report: runs must share {listed}, got {kinds}")
     if is_stream[0]:
+        runs = _told_apart(runs)
         title = stream_title(runs)
         picture = draw_streams(runs, title)
         text = make_stream_page(runs, title, picture)
@@ -65,6 +68,20 @@ def write_report(runs: Sequence[Run], folder: Path) -> tuple[Path, Path]:
     atomic_write(png, picture)
     atomic_write(page, text.encode())
     return png, page
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """The runs; those of one method and seed, whose settings must differ, are named by folder."""
+    seeds = Counter((run.metrics["method"], run.metrics["seed"]) for run in runs)
+    repeated = {method for (method, _), count in seeds.items() if count > 1}
+    return [
+        replace(
+            run, metrics={**run.metrics, "method": f"{run.metrics['method']} {run.folder.name}"}
+        )
+        if run.metrics["method"] in repeated
+        else run
+        for run in runs
+    ]
 
 
 def _title(runs: Sequence[Run]) -> str:

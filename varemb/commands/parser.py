@@ -1,0 +1,85 @@
+"""What all commands share: how arguments are refused, examples shown, threads and folders named."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses what it does not know by name, and says what may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"varemb: {message}\nsee: {self.prog} --help\n")
+
+    def refuse(self, unknown: Sequence[str]) -> NoReturn:
+        """Ends the command over the first unknown argument."""
+        first = unknown[0].split("=")[0]
+        if not first.startswith("-"):
+            self.error(f"unexpected argument {first!r}")
+        close = difflib.get_close_matches(first, self._option_string_actions, 1)
+        hint = f", did you mean {close[0]}?" if close else ""
+        self.error(f"unknown option {first}{hint}")
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, example: str
+) -> Parser:
+    """A new command.
+
+    Args:
+        commands: what argparse's `add_subparsers` returned.
+        name: of the command.
+        run: takes the options and returns the exit code.
+        text: one line that says what it does.
+        example: a whole command line.
+    """
+    command: Parser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example: {example}",
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=run, parser=command)
+    command.add_argument("--traceback", action="store_true", help="show where an error arose")
+    return command
+
+
+def add_place(command: argparse.ArgumentParser, what: str) -> None:
+    """Options of a run: its seed, its folder, and whether it goes on.
+
+    Args:
+        command: gets the options.
+        what: the seed decides.
+    """
+    command.add_argument("--seed", type=int, default=0, help=f"of {what} (default 0)")
+    command.add_argument("--out", type=Path, help="run folder (default: below runs/)")
+    command.add_argument("--resume", action="store_true", help="continue the run in the folder")
+
+
+def add_threads(command: argparse.ArgumentParser) -> None:
+    """The option of the number of threads."""
+    # Batches are small: a second thread helps on an idle machine, and costs much on a busy one.
+    command.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="CPU threads (default 1; with more, the last digits of a result may differ)",
+    )
+
+
+def set_threads(threads: int) -> None:
+    """Makes torch use so many threads.
+
+    Raises:
+        ValueError: fewer than one.
+    """
+    if threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {threads}")
+    torch.set_num_threads(threads)
