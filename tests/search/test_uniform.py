@@ -23,7 +23,7 @@ def test_a_budget_is_met_exactly_by_two_neighbouring_dims(options):
     found = fit(width=8, **options)
     assert found.plan.num_params == 101  # 36 * 2 + 29
     assert {int(dim) for name in found.plan for dim in found.plan[name]} == {2, 3}
-    assert found.unify == "linear"
+    assert found.unify == "pad"
     assert list(found.plan) == ["user", "hour"]
 
 

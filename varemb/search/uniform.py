@@ -31,9 +31,9 @@ class UniformConfig:
 class Uniform:
     """One dim for all rows; nothing is searched.
 
-    At full width the table is a plain one (FDE, "pad"). A budget of E numbers over N rows gives dim
-    floor(E / N), and one more to the first E - N floor(E / N) rows, so that it is met exactly; the
-    rows then reach D through matrices, as those of every other method do.
+    At full width this is FDE. A budget of E numbers over N rows gives dim floor(E / N), and one
+    more to the first E - N floor(E / N) rows, so that it is met exactly. Rows are zero-padded: that
+    is the plain narrow table that a user would take instead.
 
     Args:
         config: its settings.
@@ -76,4 +76,4 @@ class Uniform:
         ends = np.cumsum(train.cardinalities)[:-1]
         tables = dict(zip(train.field_names, np.split(dims, ends), strict=True))
         plan = SizePlan(tables, config.width)
-        return SearchResult(plan, math.nan, [], 0.0, unify="pad" if numbers == full else "linear")
+        return SearchResult(plan, math.nan, [], 0.0, unify="pad")
