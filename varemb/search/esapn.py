@@ -11,7 +11,8 @@ Every row has one size of D = {d_1 < ... < d_n}, at first d_1. For each batch (A
 
 DIFFERS: sizes are not changed in lines 4-6. A row that grew by Eq. 1 has the vector that it had
     before, so that only its group of the normalisation and its price change; those are used.
-DIFFERS: rows that cannot grow have no choice and give the policy no gradient.
+DIFFERS: rows that cannot grow have no choice: policies neither see them nor learn from them, and
+    events without a row that can grow are left out of V.
 DIFFERS: a row that occurs several times in a batch is decided on once, at its last occurrence, and
     grows by one size; all its events of the batch are read with that size.
 DIFFERS: `norm="per_size"` normalises rows of each size by their own statistics, "shared" all rows
@@ -31,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -40,12 +41,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varemb.nn import VarEmbedding
+from varemb.nn.unify import ChainUnify
+from varemb.ops import lookup
 from varemb.optim import Adam
 from varemb.search.epochs import check_candidates, option
 from varemb.search.stream_events import Ids, StreamConfig, losses, num_outputs
 from varemb.search.stream_history import SAMPLERS, History
 from varemb.search.stream_method import Learner, Learnt, Pair, StreamMethod, descend
-from varemb.search.stream_model import Inference, Policy, SideNorm
+from varemb.search.stream_model import Inference, Policy, SideNorm, raise_to_width
 from varemb.search.stream_side import Column, Occurrences, Side
 from varemb.search.training import seeded_from
 
@@ -93,7 +96,7 @@ def check_config(config: ESAPNConfig) -> None:
 
 
 class Decision(NamedTuple):
-    """What a policy decided on some rows of a side."""
+    """What a policy decided on rows of a side that can grow."""
 
     logits: Tensor  # [n, 2]
     sizes: Tensor  # before. [n]
@@ -125,8 +128,9 @@ class ESAPNLearner(Learner):
                 Policy(len(dims), 2, config.hidden, config.most_frequent) for _ in range(2)
             )
         tables = [side.table for side in self.sides]
-        maps = nn.ModuleList(table.unify for table in tables if table.unify is not None)
-        model = nn.ModuleList([self.norm, self.inference, maps])
+        chains = [table.unify for table in tables if isinstance(table.unify, ChainUnify)]
+        self.maps = [cast(nn.ModuleList, chain.maps[0]) for chain in chains]  # one field
+        model = nn.ModuleList([self.norm, self.inference, *chains])
         self.modules = {"model": model, "policies": self.policies}
         self.optimizers = {
             "tables": Adam([table.weight for table in tables], config.table_lr),
@@ -153,46 +157,61 @@ class ESAPNLearner(Learner):
         """One batch of Algorithm 1."""
         if self.history is not None and len(self.history):
             self._improve_policies(*self.history.draw(self.config.batch_size))
-        decisions = [self._decide(number, each) for number, each in enumerate(seen)]
-        for side, each, decision in zip(self.sides, seen, decisions, strict=True):
-            self._grow(side, each.distinct[decision.grows.numpy() > 0])
-        rows = torch.stack([each.rows for each in seen])  # [2, B]
-        sizes = self._gather("size", rows).long()
-        logits = self._predict(rows, sizes, track=True)
+        decided = [self._decide(number, each) for number, each in enumerate(seen)]
+        for side, (rows, decision) in zip(self.sides, decided, strict=True):
+            self._grow(side, rows[decision.grows.numpy() > 0])
+        both = torch.stack([each.rows for each in seen])  # [2, B]
+        sizes = self._gather("size", both).long()
+        logits = self._predict(both, sizes, sizes, track=True)
         lost = descend(logits, labels, [self.optimizers["tables"], self.optimizers["model"]])
         if self.config.policy == "learned" and self.config.reward == "delayed":
-            self._reward_decisions(seen, decisions, lost)
+            self._reward_decisions(seen, decided, lost)
         for side, each in zip(self.sides, seen, strict=True):
             _push(side, each.distinct, lost.numpy()[each.last])
         if self.history is not None:
-            self.history.add(rows, labels)
+            self.history.add(both, labels)
         return Learnt(logits, lost, self.dims[sizes.numpy()])
 
     def _improve_policies(self, rows: Tensor, labels: Tensor) -> None:  # [2, B], [B]
         """Lines 2-6: samples actions, computes rewards, ascends."""
-        frequency, sizes = self._gather("seen", rows), self._gather("size", rows).long()
-        decisions = [self._sample(n, frequency[n], sizes[n]) for n in range(2)]
-        grown = sizes + torch.stack([decision.grows for decision in decisions])
+        sizes = self._gather("size", rows).long()
+        can = sizes < self.largest
+        has_choice = can.any(0)
+        rows, sizes, can, labels = (each[..., has_choice] for each in (rows, sizes, can, labels))
+        if not len(labels):
+            return
+        decisions, rewards, grown = [], [], sizes.clone()
+        for number in range(2):
+            own = rows[number, can[number]].numpy()
+            frequency = torch.from_numpy(self.sides[number].column("seen")[own])
+            decisions.append(self._sample(number, frequency, sizes[number, can[number]]))
+            grown[number, can[number]] += decisions[number].grows
         with torch.no_grad():
-            lost = losses(self._predict(rows, grown, track=False), labels)
-        rewards = [self._mean_losses(n, rows[n].numpy()) - lost for n in range(2)]  # Eq. 2
+            lost = losses(self._predict(rows, sizes, grown, track=False), labels)
+        for number in range(2):
+            own = rows[number, can[number]].numpy()
+            rewards.append(self._mean_losses(number, own) - lost[can[number]])  # Eq. 2
         self._ascend(decisions, rewards)
 
-    def _decide(self, number: int, seen: Occurrences) -> Decision:
-        """Lines 7-8: which rows of a side grow, once per row, by its last occurrence."""
-        sizes = torch.from_numpy(self.sides[number].column("size")[seen.distinct]).long()
-        can = (sizes < self.largest).long()
-        nothing = torch.zeros(len(sizes), 2)
+    def _decide(self, number: int, seen: Occurrences) -> tuple[Ids, Decision]:
+        """Lines 7-8: distinct rows of a side that can grow, and whether they do.
+
+        A row is decided on once, by its last occurrence.
+        """
+        places = self.sides[number].column("size")[seen.distinct]
+        can = places < self.largest
+        rows, sizes = seen.distinct[can], torch.from_numpy(places[can]).long()
         if self.config.policy == "always":
-            return Decision(nothing, sizes, can)
+            return rows, Decision(torch.empty(0), sizes, torch.ones_like(sizes))
         if self.config.policy == "random":
-            return Decision(nothing, sizes, can * (torch.rand(len(sizes)) < self.config.chance))
-        final = torch.from_numpy(seen.final[seen.last])
+            draws = torch.rand(len(rows), generator=self.generator)
+            return rows, Decision(torch.empty(0), sizes, (draws < self.config.chance).long())
+        final = torch.from_numpy(seen.final[seen.last[can]])
         with torch.no_grad():
             if self.config.reward == "delayed":
-                return self._sample(number, final, sizes)
+                return rows, self._sample(number, final, sizes)
             logits = self._logits(number, final, sizes)
-        return Decision(logits, sizes, can * (logits[:, 1] > logits[:, 0]))
+        return rows, Decision(logits, sizes, (logits[:, 1] > logits[:, 0]).long())
 
     def _grow(self, side: Side, rows: Ids) -> None:
         """Line 9: rows take the next size (Eq. 1)."""
@@ -205,14 +224,24 @@ class ESAPNLearner(Learner):
         size[rows] = old + 1
         side.numbers += int((dims - self.dims[old]).sum())
 
-    def _predict(self, rows: Tensor, sizes: Tensor, *, track: bool) -> Tensor:  # -> [B, O]
-        """Logits of pairs whose rows are normalised with the groups of `sizes`. [2, B] each"""
-        x = torch.cat([side.table(each) for side, each in zip(self.sides, rows, strict=True)])
-        group = sizes.clamp(max=self.groups - 1) + torch.tensor([[0], [self.groups]])
-        logits: Tensor = self.inference(self.norm(x, group.flatten(), track=track), track=track)
+    def _predict(
+        self, rows: Tensor, sizes: Tensor, grown: Tensor, *, track: bool
+    ) -> Tensor:  # [B, O]
+        """Logits of pairs whose rows of `sizes` are normalised as rows of `grown`. [2, B] each"""
+        vectors = []
+        for number, side in enumerate(self.sides):
+            table = side.table.storage
+            # As side.table(rows), which would also multiply the widest rows, by the identity.
+            x = lookup(table.weight, table.rows, rows[number], fused=table.fused)
+            vectors.append(raise_to_width(x, sizes[number], self.config.sizes, self.maps[number]))
+        group = grown.clamp(max=self.groups - 1) + torch.tensor([[0], [self.groups]])
+        x = self.norm(torch.cat(vectors), group.flatten(), track=track)
+        logits: Tensor = self.inference(x, track=track)
         return logits
 
     def _logits(self, number: int, frequency: Tensor, sizes: Tensor) -> Tensor:  # -> [n, 2]
+        if not len(sizes):
+            return torch.zeros(0, 2)
         state = F.one_hot(sizes, self.largest + 1).float()
         logits: Tensor = self.policies[number](frequency, state)
         return logits
@@ -221,36 +250,41 @@ class ESAPNLearner(Learner):
         """Actions drawn from a policy. [n] each"""
         logits = self._logits(number, frequency, sizes)
         chance = torch.softmax(logits.detach(), 1)[:, 1]
-        grows = (torch.rand(len(sizes)) < chance) & (sizes < self.largest)
+        grows = torch.rand(len(sizes), generator=self.generator) < chance
         return Decision(logits, sizes, grows.long())
 
     def _ascend(self, decisions: Sequence[Decision], rewards: Sequence[Tensor]) -> None:
         """REINFORCE on both policies (Eq. 6 and 7), after the price of growing."""
         terms = []
         for (logits, sizes, grows), reward in zip(decisions, rewards, strict=True):
-            earned = (reward - self.costs[sizes] * grows) * (sizes < self.largest)
+            earned = reward - self.costs[sizes] * grows
             # Cross-entropy is -log policy(a|s).
             terms.append((earned * F.cross_entropy(logits, grows, reduction="none")).sum())
-        adam = self.optimizers["policies"]
-        adam.zero_grad()
-        torch.stack(terms).sum().backward()
-        adam.step()
+        total = torch.stack(terms).sum()
+        if total.requires_grad:
+            adam = self.optimizers["policies"]
+            adam.zero_grad()
+            total.backward()
+            adam.step()
 
-    def _reward_decisions(self, seen: Pair, new: Sequence[Decision], lost: Tensor) -> None:
+    def _reward_decisions(
+        self, seen: Pair, decided: Sequence[tuple[Ids, Decision]], lost: Tensor
+    ) -> None:
         """The delayed reward: rows meet the loss that their last decision led to."""
         decisions, rewards = [], []
         for number, each in enumerate(seen):
-            kept = self.sides[number].column("decided")
+            side, (rows, new) = self.sides[number], decided[number]
+            kept = side.column("decided")
             is_due = kept[each.distinct, 0] > 0
-            rows, last = each.distinct[is_due], each.last[is_due]
-            frequency, sizes, grows = torch.from_numpy(kept[rows]).unbind(1)
+            due = each.distinct[is_due]
+            frequency, sizes, grows = torch.from_numpy(kept[due]).unbind(1)
             decisions.append(Decision(self._logits(number, frequency, sizes), sizes, grows))
-            reward = self._mean_losses(number, rows) - lost[last]
-            rewards.append(reward - reward.mean())
-            columns = [each.final[each.last], new[number].sizes.numpy(), new[number].grows.numpy()]
-            kept[each.distinct] = np.stack(columns, 1)
-        if all(len(reward) for reward in rewards):
-            self._ascend(decisions, rewards)
+            reward = self._mean_losses(number, due) - lost[each.last[is_due]]
+            rewards.append(reward - reward.mean() if len(due) else reward)
+            kept[due] = 0
+            final = side.column("seen")[rows] + each.counts[np.isin(each.distinct, rows)]
+            kept[rows] = np.stack([final, new.sizes.numpy(), new.grows.numpy()], 1)
+        self._ascend(decisions, rewards)
 
     def _gather(self, name: str, rows: Tensor) -> Tensor:  # [2, B] -> [2, B, ...]
         """What is kept of the rows of both sides."""

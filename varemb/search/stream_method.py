@@ -34,7 +34,6 @@ from varemb.search.stream_events import (
 from varemb.search.stream_history import History
 from varemb.search.stream_recorder import SIDES, Recorder, Scored
 from varemb.search.stream_side import Occurrences, Side
-from varemb.search.training import seeded_from
 
 Pair = tuple[Occurrences, Occurrences]  # users and items of a batch
 Config = TypeVar("Config", bound=StreamConfig)
@@ -182,10 +181,10 @@ class StreamMethod(abc.ABC, Generic[Config]):
         size = len(batch.labels)
         if not size:
             return {"events": 0, **self._table_sizes()}
-        with seeded_from(learner.generator):
-            users, items = learner.sides
-            seen = users.enter(batch.ids[0]), items.enter(batch.ids[1])
-            learnt = learner.learn(seen, batch.labels)
+        users, items = learner.sides
+        draws = learner.generator
+        seen = users.enter(batch.ids[0], draws), items.enter(batch.ids[1], draws)
+        learnt = learner.learn(seen, batch.labels)
         right = is_correct(learnt.logits.detach(), batch.labels).numpy()
         lost = learnt.losses.numpy()
         frequencies = np.stack([each.frequency for each in seen])

@@ -14,6 +14,7 @@ DIFFERS: batch normalisation of the pair and of the hidden layer is the publishe
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -99,6 +100,34 @@ class _Normalise(torch.autograd.Function):
         through_scale = (member.T @ (grad * out)).mul_(share)
         inner = torch.addcmul(grad - member @ through_mean, out, member @ through_scale, value=-1)
         return inner.mul_(scales), None, None, None, None
+
+
+def raise_to_width(
+    x: Tensor,  # [B, D], zero-padded
+    sizes: Tensor,  # [B]
+    dims: Sequence[int],  # d_1 < ... < d_n = D
+    maps: nn.ModuleList,  # of nn.Linear, d_k -> d_(k+1)
+) -> Tensor:  # [B, D]
+    """Rows of all sizes as vectors of one width: e_(k+1) = W_k e_k + b_k (Eq. 1).
+
+    Rows of the smallest size go through the first map, then they and the rows of the second size
+    through the second one, and so on; rows of the largest size are left as they are.
+
+    Args:
+        sizes: place of each row's dim in `dims`.
+    """
+    narrow = (sizes < len(maps)).nonzero()[:, 0]
+    if not len(narrow):
+        return x
+    own = sizes[narrow]
+    narrow = narrow[torch.argsort(own)]
+    parts = x[narrow].split(torch.bincount(own, minlength=len(maps)).tolist())
+    raised = parts[0][:, : dims[0]]
+    for k, part in enumerate(parts):
+        if k:
+            raised = torch.cat([raised, part[:, : dims[k]]])
+        raised = maps[k](raised)
+    return x.index_copy(0, narrow, raised)
 
 
 class GroupedBatchNorm(nn.Module):

@@ -59,15 +59,15 @@ class Side:
         """What is kept per row; rows behind the last id are room for growth. [>= N, ...]"""
         return self._columns[name]
 
-    def enter(self, raw: Ids) -> Occurrences:
-        """Rows of the ids; unseen ones get new rows of normal numbers.
+    def enter(self, raw: Ids, generator: torch.Generator) -> Occurrences:
+        """Rows of the ids; unseen ones get new rows of normal numbers from the generator.
 
         The table grows before the map does, so that a table that cannot leaves both as they were.
         """
         unseen = raw[self.ids.rows(raw, grow=False) < 0]
         missing = len(self.ids) + len(np.unique(unseen)) - self.table.num_present
         if missing > 0:
-            self.table.extend(missing, self.dim, init="normal", std=1.0)
+            self.table.extend(missing, self.dim, init="normal", std=1.0, generator=generator)
             self.numbers += missing * self.dim
         rows = self.ids.rows(raw, grow=True)
         for name, column in self._columns.items():
