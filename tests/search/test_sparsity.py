@@ -46,7 +46,7 @@ def test_allowed_numbers_refuse_a_sparsity_outside_0_to_1(sparsity):
 
 def test_allowed_numbers_refuse_a_sparsity_finer_than_one_number_a_row():
     assert allowed_numbers(100, 128, 0.9921) == 101
-    with pytest.raises(ValueError, match="0.995 leaves 64 numbers for 100 rows.*0.9922 at most"):
+    with pytest.raises(ValueError, match=r"0\.995 leaves 64 numbers for 100 rows.*0\.9922 at most"):
         allowed_numbers(100, 128, 0.995)
 
 

@@ -1,0 +1,340 @@
+"""CIESS: its laws, a planted problem, exact sparsity, the same result after a kill."""
+
+import copy
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from search.pairs import planted_pairs, prepare
+
+from varemb.search.base import Checkpoint
+from varemb.search.ciess import CIESS
+from varemb.search.dim_agents import CIESSConfig, Side
+from varemb.search.pairwise import PairwiseConfig, Trainer, packed_table, start_warm, tables_of
+from varemb.search.retraining import dims_of
+from varemb.search.td3 import TD3, TD3Config
+
+WIDTH = 16
+TRAINING = PairwiseConfig(
+    batch_size=100, lr=0.05, lr_steps=10, epochs=1, round_epochs=2, patience=1, max_rounds=2
+)
+CONFIG = CIESSConfig(
+    width=WIDTH, sparsities=(0.5, 0.8), episodes=2, iterations=2, hidden=8, batch_size=32,
+    capacity=2, sigma=2.0, updates=2, plans=2,
+)  # fmt: skip
+
+
+@pytest.fixture(name="split", scope="module")
+def make_split():
+    return planted_pairs(users=20, items=16, bought=8)
+
+
+def plain(result):
+    """What must be the same in two runs: everything but times."""
+    levels = [
+        {**asdict(replace(level, plan=None, trials=())), "dims": dims_of(level).tolist()}
+        for level in result.levels
+    ]
+    trials = [
+        {key: value for key, value in trial.items() if key != "seconds"}
+        for level in result.levels for trial in level.trials
+    ]  # fmt: skip
+    history = [
+        {key: value for key, value in record.items() if "seconds" not in key}
+        for record in result.history
+    ]
+    return levels, trials, history
+
+
+def search(split, config=CONFIG, name="mf", **options):
+    return CIESS(config).fit(
+        split, prepare(split, name, config.width), TRAINING, progress=False, **options
+    )
+
+
+@pytest.mark.parametrize("name", ["mf", "ncf", "ngcf", "lightgcn"])
+@pytest.mark.parametrize("is_full", [True, False])
+def test_plans_meet_every_sparsity_from_one_search(split, name, is_full):
+    result = search(split, replace(CONFIG, is_full=is_full), name)
+    rows = split.num_users + split.num_items
+    tables = 2 if name == "ncf" else 1
+    assert [level.sparsity for level in result.levels] == [0.5, 0.8]
+    for level in result.levels:
+        dims = dims_of(level)
+        allowed = round((1 - level.sparsity) * rows * WIDTH - 0.5)
+        assert level.params == tables * dims.sum() <= tables * allowed
+        assert level.sparsity_reached >= level.sparsity
+        assert level.params_full == tables * rows * WIDTH
+        if is_full or level.is_cut:
+            assert dims.sum() == allowed
+        assert 1 <= len(level.trials) <= CONFIG.plans
+        assert level.bytes["weights"] == 4 * level.params
+        assert level.bytes["optimizer"] == 8 * level.params
+        assert 0 <= level.metrics["recall@20"] <= 1
+    assert len(result.history) == 4
+    assert [(r["episode"], r["iteration"]) for r in result.history] == [
+        (1, 1), (1, 2), (2, 1), (2, 2)
+    ]  # fmt: skip
+
+
+def test_first_dims_are_about_the_middle_and_a_table_of_them_is_all_that_is_trained(split):
+    seen = []
+
+    def spy(users, items):
+        make = prepare(split, "mf", WIDTH)(users, items)
+
+        def make_and_count(table):
+            model = make(table)
+            seen.append(sum(t.weight.numel() for t in tables_of(model)))
+            return model
+
+        return make_and_count
+
+    result = CIESS(CONFIG).fit(split, spy, TRAINING, progress=False)
+    rows = split.num_users + split.num_items
+    assert seen[0] == rows * WIDTH  # the full size, once
+    assert seen[1 : 1 + len(result.history)] == [r["numbers"] for r in result.history]
+    assert 0.3 < result.history[0]["sparsity"] < 0.65
+
+
+@pytest.mark.parametrize("changes", [
+    {"walk": "code"}, {"walk": "none"}, {"noise": "ou"}, {"noise": "uniform"},
+    {"noise_scope": "shared"}, {"is_warm": True}, {"unit": "bytes"}, {"cost": 2.0},
+])  # fmt: skip
+def test_variants_differ_and_repeat_with_their_seed(split, changes):
+    config = replace(CONFIG, sparsities=(0.5,), **changes)
+    first, second = search(split, config), search(split, config)
+    assert plain(first) == plain(second)
+    assert plain(first) != plain(search(split, replace(CONFIG, sparsities=(0.5,))))
+
+
+def test_another_seed_gives_another_search(split):
+    first = search(split).history
+    assert first != search(split, replace(CONFIG, seed=1)).history
+
+
+def test_shared_noise_moves_all_rows_alike():
+    generator = torch.Generator().manual_seed(0)
+    config = CIESSConfig(width=64, noise_scope="shared", walk="none", hidden=8)
+    side = Side(config, slice(0, 50), torch.arange(1, 51), generator)
+    dims = side.agent.act(side._states()).round()
+    side.choose()
+    assert len((side.dims - dims).unique()) == 1
+
+
+def test_agents_find_the_dims_that_a_planted_reward_wants():
+    """Rows that are seen often have the best reward at 40 of 64 numbers, the others at 8."""
+    generator = torch.Generator().manual_seed(0)
+    config = CIESSConfig(
+        width=64, hidden=32, batch_size=128, updates=20, gamma=0.5, clip=1.0, tau=0.05,
+        capacity=30, iterations=5,
+    )  # fmt: skip
+    counts = torch.cat([torch.ones(100), torch.full((100,), 50)]).long()
+    side = Side(config, slice(0, 200), counts, generator)
+    best = torch.where(counts > 1, 40.0, 8.0)
+    for _ in range(8):
+        side.restart()
+        for _ in range(config.iterations):
+            side.choose()
+            side.learn(torch.ones(200), 1 - ((side.dims - best) / 16).abs())
+    found = side.agent.act(side._states())
+    assert (found[:100] - 8).abs().mean() < 8
+    assert (found[100:] - 40).abs().mean() < 8
+
+
+def test_the_walk_takes_the_dim_that_the_critic_likes_best():
+    generator = torch.Generator().manual_seed(0)
+    side = Side(CIESSConfig(width=64, hidden=8), slice(0, 500), torch.arange(1, 501), generator)
+    side.agent.values = lambda states, dims: -(dims - 5).abs().float()  # the smaller the better
+    side.choose()
+    with_walk = side.dims.double().mean()
+    side.chances = None
+    side.restart()
+    side.choose()
+    assert with_walk < side.dims.double().mean() - 2
+
+
+def test_td3_learns_one_good_dim_and_resumes():
+    generator = torch.Generator().manual_seed(0)
+    config = TD3Config(
+        hidden=32, batch_size=128, gamma=0.0, clip=1.0, tau=0.05, actor_lr=3e-3
+    )  # fmt: skip
+    agent = TD3(1, 32, 100, config, generator)
+    states = torch.zeros(100, 1)
+    for _ in range(10):
+        dims = torch.randint(1, 33, (100,), generator=generator)
+        agent.transitions.add(states, dims, -((dims - 24) / 8).square(), states)
+    for _ in range(150):
+        agent.update()
+    again = TD3(1, 32, 100, config, generator)
+    again.load_state(copy.deepcopy(agent.state()))  # a checkpoint is a copy too
+    kept = generator.get_state()
+    first = [agent.update() for _ in range(3)]
+    generator.set_state(kept)
+    assert first == [again.update() for _ in range(3)]
+    assert 20 < float(agent.act(states[:1])) < 28
+
+
+def test_rows_without_quality_give_no_transitions(split):
+    config = CIESSConfig(width=8, hidden=8)
+    side = Side(config, slice(0, 3), torch.tensor([0, 2, 4]), torch.Generator())
+    assert side.frequencies.tolist() == [0.0, 0.0, 1.0]  # never trained: like the rarest
+    side.choose()
+    side.learn(torch.tensor([torch.nan, 0.5, 1.0]), torch.tensor([torch.nan, 0.1, 0.2]))
+    assert len(side.agent.transitions) == 2
+    assert side.quality.tolist() == [0.0, 0.5, 1.0]
+
+
+def test_quality_of_users_and_items_by_hand():
+    split = planted_pairs(users=6, items=8, bought=4)
+    trainer = Trainer(
+        prepare(split, "mf", 8), split.train, split.valid, split.num_users, split.num_items,
+        TRAINING, 0,
+    )  # fmt: skip
+    fitting = trainer.start(packed_table(np.full(14, 8), 8), torch.Generator().manual_seed(0))
+    quality = trainer.rank(fitting.model)
+    users, items = fitting.model.ranking()
+    scores = users @ items.T
+    scores[split.train.users, split.train.items] = -torch.inf
+    order = scores.argsort(1, descending=True)
+    for user in range(6):
+        good = set(split.valid.items[split.valid.users == user].tolist())
+        found = []
+        for k in (5, 10, 20):
+            top = order[user, :k].tolist()
+            hits = [item in good for item in top]
+            gain = sum(hit / np.log2(rank + 2) for rank, hit in enumerate(hits))
+            ideal = sum(1 / np.log2(rank + 2) for rank in range(min(k, len(good))))
+            found += [sum(hits) / len(good), gain / ideal]
+        assert float(quality.users[user]) == pytest.approx(np.mean(found), abs=1e-6)
+    for item in range(split.num_items):
+        buyers = split.train.users[split.train.items == item]
+        expected = quality.users[buyers].mean()
+        torch.testing.assert_close(quality.items[item], expected, equal_nan=True)
+
+
+def test_start_warm_keeps_what_both_have(split):
+    rows = split.num_users + split.num_items
+    trainer = Trainer(
+        prepare(split, "ncf", 8), split.train, split.valid, split.num_users, split.num_items,
+        TRAINING, 0,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    wide = trainer.start(packed_table(np.full(rows, 6), 8), generator).model
+    narrow = trainer.start(packed_table(np.arange(rows) % 8 + 1, 8), generator).model
+    untouched = [table.to_dense().clone() for table in tables_of(narrow)]
+    start_warm(narrow, wide)
+    assert torch.equal(narrow.hidden.weight, wide.hidden.weight)
+    for table, other, before in zip(tables_of(narrow), tables_of(wide), untouched, strict=True):
+        for row in range(rows):
+            kept = min(row % 8 + 1, 6)
+            assert torch.equal(table.row(row)[:kept], other.row(row)[:kept])
+            assert torch.equal(table.row(row)[kept:], before[row, kept : row % 8 + 1])
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"sparsities": (0.5, 1.0)}, r"must be in \(0, 1\), got 1.0"),
+    ({"sparsities": (0.99,)}, "leaves .* numbers for 36 rows"),
+    ({"sparsities": (0.5, 0.5)}, "sparsities must be distinct"),
+    ({"walk": "far"}, "walk must be paper, code, none, got 'far'"),
+    ({"noise": "pink"}, "noise must be gaussian"),
+    ({"noise_scope": "all"}, "noise_scope must be row, shared"),
+    ({"unit": "bits"}, "unit must be numbers, bytes"),
+    ({"episodes": 0}, "episodes must be at least 1"),
+    ({"cost": -1.0}, "cost must be at least 0"),
+    ({"width": 256}, "at most 255 wide"),
+])  # fmt: skip
+def test_settings_that_do_not_fit_are_refused(split, changes, message):
+    with pytest.raises(ValueError, match=message):
+        search(split, replace(CONFIG, **changes))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"batch_size": 0}, "batch_size must be at least 1"),
+    ({"lr": float("nan")}, "lr must be finite"),
+])  # fmt: skip
+def test_training_that_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PairwiseConfig(**changes)
+
+
+def test_the_learning_rate_falls_to_its_floor():
+    config = PairwiseConfig(lr=0.03, lr_factor=0.9, lr_steps=200, lr_floor=1e-3)
+    assert [config.lr_at(step) for step in (0, 199, 200)] == [0.03, 0.03, 0.027]
+    assert config.lr_at(100_000) == 1e-3
+
+
+def test_a_loss_that_is_not_finite_ends_the_search(split):
+    with pytest.raises(FloatingPointError, match="training: the loss is"):
+        CIESS(CONFIG).fit(
+            split, prepare(split, "mf", WIDTH), replace(TRAINING, lr=1e30), progress=False
+        )
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("saves", [1, 2, 4, 6, 9])  # peaks, in the search, in the retraining
+def test_resume_gives_the_result_of_an_uninterrupted_run(split, tmp_path, monkeypatch, saves):
+    config = replace(CONFIG, is_warm=saves == 4)
+    whole = search(split, config)
+    save, count = Checkpoint.save, 0
+
+    def save_and_die(self, state):
+        nonlocal count
+        save(self, state)
+        count += 1
+        if count == saves:
+            raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", save_and_die)
+        with pytest.raises(KilledError):
+            search(split, config, checkpoint_dir=tmp_path)
+    again = search(split, config, checkpoint_dir=tmp_path, resume=True)
+    assert plain(again) == plain(whole)
+
+
+def test_a_foreign_checkpoint_is_refused(split, tmp_path):
+    search(split, checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"written with cost = 0.4, got 0.9"):
+        search(split, replace(CONFIG, cost=0.9), checkpoint_dir=tmp_path, resume=True)
+
+
+_RUN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from search.test_ciess import CONFIG, planted_pairs, plain, search
+import json
+result = search(planted_pairs(users=20, items=16, bought=8), checkpoint_dir=Path(sys.argv[2]),
+                resume=True)
+Path(sys.argv[2], "result.json").write_text(json.dumps(plain(result)))
+"""
+
+
+def test_a_killed_process_resumes(split, tmp_path):
+    """kill -9 once something is saved; the process that comes after ends as one would have."""
+    command = [sys.executable, "-c", _RUN, str(Path(__file__).parents[1]), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.Popen(command, env=environment)
+    checkpoint = tmp_path / "ciess.safetensors"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "result.json").exists()
+    done = plain(search(split, checkpoint_dir=tmp_path, resume=True))
+    assert done == plain(search(split))
