@@ -46,3 +46,21 @@ def test_memory_is_within_3_percent_of_the_numbers_at_mean_dim_12():
     report = memory_report(table, varemb.optim.Adam(table.parameters()))
     numbers = 3 * 4 * int(dims.sum())
     assert report.total <= 1.03 * numbers
+
+
+def test_a_resizable_table_counts_what_it_has_allocated():
+    table = VarEmbedding(1000, 32, dims=8, resizable=True, sizes=(8, 32))
+    optimizer = varemb.optim.Adam([table.weight])
+    table.remove(torch.arange(100))
+    table.resize(torch.arange(100, 110), 32)
+    (report,) = memory_report(table, optimizer).tables
+    assert (report.num_rows, report.params) == (900, 890 * 8 + 10 * 32)
+    assert report.allocated == table.weight.numel() >= report.params
+    assert report.bytes["weights"] == 4 * report.allocated
+    assert report.bytes["optimizer"] == 2 * 4 * report.allocated
+    assert report.bytes_full == 3 * 900 * 32 * 4
+    index = table.storage.index
+    assert report.bytes["index"] >= index.nbytes + 4 * 110 + 8 * 100  # free slots, removed rows
+    table.compact()
+    (report,) = memory_report(table, optimizer).tables
+    assert report.allocated == report.params

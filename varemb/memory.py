@@ -18,9 +18,10 @@ class TableMemory:
     """One table. Bytes are those of the allocated buffers."""
 
     name: str
-    num_rows: int  # N
+    num_rows: int  # N; of a resizable table the rows that are there
     width: int  # D
-    params: int  # E
+    params: int  # E, the sum of the dims
+    allocated: int  # numbers that the weight has room for; more than E in a resizable table
     params_full: int  # N * D
     bytes: dict[str, int]  # by part, see PARTS
     bytes_full: int  # weights, gradient and optimizer state if every row were D wide
@@ -67,15 +68,32 @@ class MemoryReport:
         return self.total / max(self.bytes_full, 1)
 
     def __str__(self) -> str:
-        head = ["table", "rows", "width", "numbers", *PARTS, "total", "uniform", "ratio"]
+        head = [
+            "table",
+            "rows",
+            "width",
+            "numbers",
+            "allocated",
+            *PARTS,
+            "total",
+            "uniform",
+            "ratio",
+        ]
         lines = [head]
         for t in self.tables:
             total = sum(t.bytes.values())
-            counts = [t.num_rows, t.width, t.params, *(t.bytes[part] for part in PARTS)]
+            counts = [
+                t.num_rows,
+                t.width,
+                t.params,
+                t.allocated,
+                *(t.bytes[part] for part in PARTS),
+            ]
             ratio = f"{total / max(t.bytes_full, 1):.3f}"
             lines.append([t.name, *map(str, [*counts, total, t.bytes_full]), ratio])
         if len(self.tables) > 1:
-            counts = [self.params, *self.bytes.values(), self.total, self.bytes_full]
+            allocated = sum(table.allocated for table in self.tables)
+            counts = [self.params, allocated, *self.bytes.values(), self.total, self.bytes_full]
             lines.append(["all", "", "", *map(str, counts), f"{self.ratio:.3f}"])
         widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
         return "\n".join(
@@ -142,13 +160,14 @@ def _table(
         if isinstance(value, Tensor) and key != "step"
     ]
     matrices = [] if unify is None else [*unify.parameters(), *unify.buffers()]
-    full = rows.num_rows * rows.width
+    full = storage.num_present * rows.width
     per_number = [tensor for tensor in (weight, weight.grad, *state) if tensor is not None]
     return TableMemory(
         name=name,
-        num_rows=rows.num_rows,
+        num_rows=storage.num_present,
         width=rows.width,
-        params=rows.numbers,
+        params=storage.live_numbers,
+        allocated=weight.untyped_storage().nbytes() // weight.element_size(),
         params_full=full,
         bytes={
             "weights": _nbytes([weight]),

@@ -140,6 +140,7 @@ class VarEmbedding(Table):
             name,
             given,
             embedding_dim,
+            sparse=sparse,
             resizable=resizable,
             sizes=sizes,
             reserve_rows=reserve_rows,
@@ -147,6 +148,8 @@ class VarEmbedding(Table):
             device=device,
             dtype=dtype,
         )
+        if resizable and field_starts is not None:
+            raise ValueError(f"{name}: a table of fields cannot be resizable")
         starts = None if field_starts is None else torch.tensor(list(field_starts))
         self.register_buffer(
             "field_starts", None if starts is None else starts.to(device), persistent=False

@@ -90,6 +90,7 @@ class VarEmbeddingBag(Table):
             name,
             given,
             embedding_dim,
+            sparse=sparse,
             resizable=resizable,
             sizes=sizes,
             reserve_rows=reserve_rows,

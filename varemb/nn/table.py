@@ -20,6 +20,7 @@ def make_storage(
     dims: Tensor,  # [N]
     width: int,
     *,
+    sparse: bool,
     resizable: bool,
     sizes: Iterable[int] | None,
     reserve_rows: int | None,
@@ -30,8 +31,10 @@ def make_storage(
     """A packed table, or a paged one where rows are to change.
 
     Raises:
-        ValueError: sizes or reservations that do not fit.
+        ValueError: sizes, reservations or gradients that do not fit.
     """
+    if resizable and sparse:
+        raise ValueError(f"{module}: a resizable table has no sparse gradients: use sparse=False")
     for name, reserved in (("reserve_rows", reserve_rows), ("reserve_numbers", reserve_numbers)):
         if reserved is not None and reserved < 0:
             raise ValueError(f"{module}: {name} must not be negative, got {reserved}")
@@ -164,6 +167,7 @@ class Table(nn.Module):
             tensor([[7., 0., 0.],
                     [8., 0., 0.]])
         """
+        self._check_changing("resize")
         keep_state = init != "map"
         self.storage.resize(
             rows,
@@ -194,10 +198,10 @@ class Table(nn.Module):
 
         Raises: as `resize`.
         """
-        rows = self.storage.extend(
+        self._check_changing("extend")
+        return self.storage.extend(
             count, dims, init, std=std, generator=generator, backend=self.backend
         )
-        return rows
 
     def remove(self, rows: Any) -> None:
         """Takes rows out of a resizable table; looking one up is an IndexError from then on.
@@ -254,6 +258,10 @@ class Table(nn.Module):
     def _with(self: _Table, storage: PackedStorage | PagedStorage) -> _Table:
         """A copy of the module around another storage."""
         return copy.deepcopy(self, {id(self.storage): storage})
+
+    def _check_changing(self, op: str) -> None:
+        if self.unify is not None and isinstance(self.storage, PackedStorage):
+            raise ValueError(f"{op}: a table with matrices must be built with resizable=True")
 
     def _paged(self, op: str) -> PagedStorage:
         if not isinstance(self.storage, PagedStorage):

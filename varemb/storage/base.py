@@ -87,6 +87,16 @@ class Storage(nn.Module, abc.ABC):
 
     @property
     @abc.abstractmethod
+    def num_present(self) -> int:
+        """Rows that are there."""
+
+    @property
+    @abc.abstractmethod
+    def fragmentation(self) -> float:
+        """Allocated numbers over live ones."""
+
+    @property
+    @abc.abstractmethod
     def used_numbers(self) -> int:
         """Numbers from the first to the last that a row may have."""
 
@@ -130,11 +140,11 @@ class Storage(nn.Module, abc.ABC):
 
     @torch.no_grad()
     def copy_dense_(self, dense: Tensor) -> None:
-        """Takes each row's first numbers from a dense table [N, D]."""
+        """Takes each row's first numbers from a dense table, up to the last row that ever was."""
         device = self.weight.device
         columns = torch.arange(self.width, device=device)
-        for first in range(0, self.num_rows, _ROWS_AT_A_TIME):
-            rows = np.arange(first, min(first + _ROWS_AT_A_TIME, self.num_rows))
+        for first in range(0, self.used_rows, _ROWS_AT_A_TIME):
+            rows = np.arange(first, min(first + _ROWS_AT_A_TIME, self.used_rows))
             offset, taken = (torch.from_numpy(a).to(device) for a in self.spans(rows))
             inside = columns < taken[:, None]
             source = dense[first : first + len(rows)].to(device=device, dtype=self.weight.dtype)
