@@ -151,7 +151,7 @@ def test_a_single_run_is_shown_beside_full_width(tmp_path, panels):
     assert not any("against" in cell for cell in page.cells)
     assert "Accuracy by frequency, users" in titles(panels)
     (limit,) = [text.get_text() for text in panels[1].texts]
-    assert limit == "all rows at full width, at the end: 384 bytes"
+    assert limit == "all rows at full width, at the end: 384 B"
 
 
 @pytest.mark.filterwarnings("error")

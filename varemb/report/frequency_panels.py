@@ -64,9 +64,9 @@ def draw_widths(axes: Any, styles: dict[str, str], runs: Sequence[Run]) -> None:
                 most, least = max(most, *curve), min(least, *curve)
     for side, line in _LINES.items():
         axes.plot([], [], color=INK, ls=line, label=f"{side}s")
-    axes.legend(frameon=False, loc="upper left")
+    axes.legend(frameon=False, loc="upper left", ncols=2)
     _frequency_axis(axes, most, least)
-    axes.set_ylim(0, 1.2 * axes.get_ylim()[1])
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
     is_segment = any("segment" in record for run in runs for record in run.history)
     axes.set_xlabel(f"times the row was seen{' in its segment' if is_segment else ''}")
     axes.set_ylabel("mean width")
@@ -158,10 +158,10 @@ def _shares(rows: dict[int, int], bins: Sequence[tuple[int, int]]) -> npt.NDArra
 
 
 def _frequency_axis(axes: Any, most: int = 100, least: int = 1) -> None:
-    axes.set_xscale("symlog", linthresh=1)  # 0 has a place
+    axes.set_xscale("symlog", linthresh=1, linscale=0.4)  # 0 has a place
     ticks = [tick * 10**power for power in range(7) for tick in (1, 2, 5)]
     shown = [tick for tick in ticks if tick <= most * 1.05]
-    if len(shown) > 10:
+    if len(shown) > 7:
         shown = [tick for tick in shown if str(tick)[0] == "1"]
     shown = [0, *shown] if least == 0 else shown
     axes.set_xlim(-0.2 if least == 0 else 0.9, most * 1.15)

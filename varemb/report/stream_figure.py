@@ -17,7 +17,7 @@ import numpy as np
 from varemb.report.figure import COLORS, INK, MUTED, STYLE, byte_unit
 from varemb.report.frequency_panels import draw_histogram, draw_quality, draw_widths
 from varemb.report.stream_table import QUALITY, REFERENCE
-from varemb.report.table import method_name
+from varemb.report.table import format_bytes, method_name
 from varemb.runs import Run
 
 Styles = dict[str, str]  # method -> colour
@@ -184,16 +184,17 @@ def _draw_bytes(axes: Any, styles: Styles, runs: Sequence[Run]) -> None:
         (_series(run, "budget_bytes"), run) for run in runs if _series(run, "budget_bytes")[0]
     ]
     most = max(max(_series(run, "bytes")[1], default=0) for run in runs)
-    limits = {max(y): "budget" for (_, y), _ in budgets}
+    limits = {max(y): f"budget: {max(y):,.0f} bytes" for (_, y), _ in budgets}
     if not limits and not any(_is_reference(method) for method in styles):
         full = max(run.metrics["params_full"] for run in runs)
-        limits = {full * _NUMBER_BYTES: "all rows at full width, at the end"}
+        size = full * _NUMBER_BYTES
+        limits = {size: f"all rows at full width, at the end: {format_bytes(size)}"}
     unit, factor = byte_unit(max([most, *limits]))
     _draw_lines(axes, styles, runs, "bytes", 1 / factor)
     for limit, text in limits.items():
         axes.axhline(limit / factor, color=INK, lw=1.2, ls="--")
         axes.annotate(
-            f"{text}: {limit / factor:.3g} {unit}", (0.02, limit / factor), (0, 4),
+            text, (0.02, limit / factor), (0, 4),
             xycoords=("axes fraction", "data"), textcoords="offset points", color=INK,
             va="bottom",
         )  # fmt: skip
@@ -209,8 +210,8 @@ def _draw_changes(axes: Any, styles: Styles, runs: Sequence[Run]) -> None:
             for x, y in mine[:1]:
                 axes.plot(x, np.multiply(y, 100), color=color, ls=line, lw=1.8, marker="o", ms=4)
         axes.plot([], [], color=INK, ls=line, label=name)
-    axes.legend(frameon=False, loc="best")
-    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, loc="upper left", ncols=2)
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
     axes.set_ylabel("rows (%)")
     axes.set_title("Rows that grew and shrank")
     _label_time(axes, runs)
@@ -227,11 +228,12 @@ def _draw_cases(figure: Any, run: Run) -> None:
     )  # fmt: skip
     columns = 4
     panels = list(figure.subplots(-(-len(chosen) // columns), columns, squeeze=False).flat)
-    widest = max(each["dim"] for each in records)
+    widest, last = (max(each[name] for each in records) for name in ("dim", "segment"))
     for (side, row), axes in zip(chosen, panels, strict=False):
         mine = [each for each in records if (each["side"], each["id"]) == (side, row)]
         segments = [each["segment"] for each in mine]
         axes.bar(segments, [each["interactions"] for each in mine], color="#cccccc", width=0.8)
+        axes.set_xlim(-0.6, last + 0.6)
         axes.set_title(f"{side} {row}", fontsize=10)
         axes.grid(visible=False)
         axes.tick_params(labelsize=8, colors=MUTED)
