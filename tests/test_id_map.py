@@ -50,14 +50,17 @@ def test_rows_equal_a_dictionary_batch_after_batch(kind, threads):
     assert len(mapped) == len(known)
 
 
-def test_ids_spread_over_the_shards_whatever_their_strides():
-    """A poor hash would fill few buckets, and those grow without end."""
-    sizes = {}
+def test_every_bit_of_an_id_moves_every_bit_of_its_hash():
+    """So that ids that differ in any way spread over shards, buckets and tags."""
+    mix = _native.host().mix
     for kind, ids in KINDS.items():
-        mapped = IdMap()
-        mapped.rows(np.unique(ids), grow=True)
-        sizes[kind] = mapped.nbytes / len(mapped)
-    assert max(sizes.values()) / min(sizes.values()) < 1.02, sizes
+        some = ids[:4_000].astype(np.uint64)
+        hashes = mix(some)
+        assert len(np.unique(hashes)) == len(some)
+        for bit in range(63):
+            moved = hashes ^ mix(some ^ np.uint64(1 << bit))
+            shares = np.unpackbits(moved.view(np.uint8).reshape(-1, 8), axis=1).mean(0)  # [64]
+            assert np.abs(shares - 0.5).max() < 0.06, (kind, bit)  # 7 standard deviations
 
 
 @pytest.mark.parametrize("count", [300_000, 377_000, 450_000])

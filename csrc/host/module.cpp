@@ -99,6 +99,7 @@ std::tuple<Ids, Ids, Ids> sample(
 
 PYBIND11_MODULE(_host, module) {
   module.doc() = "Host code of varemb; use varemb.id_map and varemb.bpr_sampler.";
+  module.def("mix", py::vectorize(&varemb::mix), py::arg("numbers"), "The id map's hash.");
   py::class_<IdMap>(module, "IdMap")
       .def(py::init<int64_t>(), py::arg("capacity"))
       .def("__len__", &IdMap::size)
