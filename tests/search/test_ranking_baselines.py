@@ -1,0 +1,127 @@
+"""ES, MR, frequency and PEP under a sparsity: what CIESS is compared with, by one contract."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from search.pairs import planted_pairs, prepare
+
+from varemb.search.base import StoredTable
+from varemb.search.fixed_sizes import FixedSizes, FixedSizesConfig
+from varemb.search.pairwise import PairwiseConfig
+from varemb.search.pep_ranking import RankingPEP, RankingPEPConfig
+from varemb.search.retraining import dims_of
+
+WIDTH = 16
+TRAINING = PairwiseConfig(
+    batch_size=100, lr=0.02, lr_steps=10, decay=0.05, epochs=1, round_epochs=2, patience=1,
+    max_rounds=2,
+)
+CONFIGS = {
+    "es": FixedSizesConfig(method="es", width=WIDTH, sparsities=(0.5, 0.8)),
+    "mr": FixedSizesConfig(method="mr", width=WIDTH, sparsities=(0.5, 0.8)),
+    "frequency": FixedSizesConfig(method="frequency", width=WIDTH, sparsities=(0.5, 0.8)),
+    "pep": RankingPEPConfig(
+        width=WIDTH,
+        sparsities=(0.5, 0.8),
+        s_init=-6.0,
+        s_lr=0.2,
+        s_weight_decay=0.02,
+        max_epochs=100,
+    ),
+}
+
+
+@pytest.fixture(name="split", scope="module")
+def make_split():
+    return planted_pairs(users=20, items=16, bought=8)
+
+
+def fit(split, config, name="mf", **options):
+    method = RankingPEP if isinstance(config, RankingPEPConfig) else FixedSizes
+    return method(config).fit(
+        split, prepare(split, name, WIDTH), TRAINING, progress=False, **options
+    )
+
+
+def plain(result):
+    return [
+        (level.sparsity, level.metrics, level.valid, level.params, level.bytes)
+        for level in result.levels
+    ]
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize("name", ["ncf", "lightgcn"])
+def test_every_method_meets_its_sparsity_and_says_what_it_takes(split, method, name):
+    result = fit(split, CONFIGS[method], name)
+    rows, tables = split.num_users + split.num_items, 2 if name == "ncf" else 1
+    assert [level.sparsity for level in result.levels] == [0.5, 0.8]
+    for level in result.levels:
+        assert level.params <= tables * int((1 - level.sparsity) * rows * WIDTH + 1e-6)
+        assert level.params_full == tables * rows * WIDTH
+        assert level.sparsity_reached >= level.sparsity
+        assert level.bytes["weights"] == 4 * level.params
+        assert level.bytes["optimizer"] == 8 * level.params and level.bytes["index"] > 0
+        assert set(level.metrics) == {f"{m}@{k}" for m in ("recall", "ndcg") for k in (5, 10, 20)}
+        assert all(0 <= value <= 1 for value in level.metrics.values())
+        assert (level.plan is None) == (method == "pep")
+    assert result.seconds["forward"] > 0
+
+
+@pytest.mark.parametrize("method", CONFIGS)
+def test_every_method_repeats_with_its_seed_and_resumes(split, method, tmp_path):
+    whole = fit(split, CONFIGS[method], checkpoint_dir=tmp_path)
+    assert plain(fit(split, CONFIGS[method])) == plain(whole)
+    again = fit(split, CONFIGS[method], checkpoint_dir=tmp_path, resume=True)
+    assert plain(again) == plain(whole)
+    assert again.seconds == whole.seconds  # nothing was trained
+
+
+def test_frequency_gives_much_bought_rows_more(split):
+    dims = dims_of(fit(split, CONFIGS["frequency"]).levels[0])[split.num_users :]
+    counts = np.bincount(split.train.items, minlength=split.num_items)
+    assert dims[counts.argmax()] > dims[counts.argmin()]
+
+
+def test_equal_sizes_may_take_what_rounding_leaves(split):
+    rows = split.num_users + split.num_items
+    floor = fit(split, CONFIGS["es"]).levels[1]
+    full = fit(split, replace(CONFIGS["es"], is_full=True)).levels[1]
+    assert set(dims_of(floor)) == {3} and floor.params == 3 * rows  # 0.2 of 16 is 3.2
+    assert set(dims_of(full)) == {3, 4} and full.params == int(3.2 * rows)
+
+
+@pytest.mark.parametrize("method", ["es", "mr", "frequency"])
+def test_bytes_count_the_index(split, method):
+    rows = split.num_users + split.num_items
+    level = fit(split, replace(CONFIGS[method], unit="bytes")).levels[0]
+    assert level.bytes["weights"] + level.bytes["index"] <= 0.5 * rows * WIDTH * 4
+
+
+def test_pep_learns_masks_that_no_plan_has(split):
+    """Rows keep numbers in any columns, and the tables are those that were counted."""
+    models = []
+
+    def spy(users, items):
+        make = prepare(split, "mf", WIDTH)(users, items)
+        return lambda table: models.append(make(table)) or models[-1]
+
+    level = RankingPEP(CONFIGS["pep"]).fit(split, spy, TRAINING, progress=False).levels[-1]
+    (table,) = [module for module in models[-1].modules() if isinstance(module, StoredTable)]
+    assert table.num_params == level.params
+    assert table.num_bytes()["weights"] == level.bytes["weights"]
+    first, last = table.columns[: len(table.columns) // 2], table.columns.max()
+    assert last == WIDTH - 1 and len(first.unique()) > WIDTH // 2
+
+
+@pytest.mark.parametrize(("config", "error", "message"), [
+    (replace(CONFIGS["es"], method="best"), ValueError, "one of es, mr, frequency, got 'best'"),
+    (replace(CONFIGS["mr"], sparsities=(2.0,)), ValueError, r"must be in \(0, 1\), got 2.0"),
+    (replace(CONFIGS["pep"], granularity="number"), ValueError, "granularity must be global"),
+    (replace(CONFIGS["pep"], max_epochs=1), RuntimeError, "are left after 1 epochs"),
+    (replace(CONFIGS["pep"], sparsities=(0.99,)), ValueError, "every row needs 1"),
+])  # fmt: skip
+def test_settings_that_do_not_fit_are_refused(split, config, error, message):
+    with pytest.raises(error, match=message):
+        fit(split, config)
