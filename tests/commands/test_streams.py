@@ -92,7 +92,8 @@ def test_search_writes_the_run_folder(clicks, tmp_path, capsys, method):
         assert {record["budget_bytes"] for record in history} == {4000}
     else:
         assert metrics["tables"]["quality_by_frequency"]
-        assert metrics["method"] == {"fixed": "fixed-8"}.get(method, method)
+        names = {"fixed": "fixed-8", "esapn": "esapn sizes=2,4,8"}
+        assert metrics["method"] == names.get(method, method)
     assert "clicks, order time: 1,200 events" in said
     assert said.rstrip().endswith(f"next: varemb report {tmp_path / 'run'}")
 
@@ -105,8 +106,12 @@ def test_a_report_of_two_policies(clicks, tmp_path, capsys, command):
     run(*words_of(command, clicks, tmp_path / "other", "--policy", other))
     run("report", str(tmp_path / "own"), str(tmp_path / "other"))
     page = (tmp_path / "own" / "report.html").read_text()
-    for name in ("ESAPN, policy always", "ESAPN") if command == "esapn" else ("uniform, 0.004MB",):
-        assert name in page
+    names = {
+        "esapn": ("ESAPN, sizes 2,4,8", "ESAPN, sizes 2,4,8, policy always"),
+        "scall": ("SCALL, 0.004MB", "uniform, 0.004MB"),
+    }
+    for name in names[command]:
+        assert f"<td>{name}, seed 0</td>" in page
 
 
 def test_a_finished_run_is_shown_again(clicks, tmp_path, capsys):
@@ -122,7 +127,7 @@ def test_a_finished_run_is_shown_again(clicks, tmp_path, capsys):
 
 
 def test_search_continues_after_ctrl_c_and_after_a_kill(clicks, tmp_path):
-    more = ["--checkpoint-every", "2", "--batch-size", "4"]
+    more = ["--checkpoint-every", "10", "--batch-size", "8"]
     words = words_of("esapn", clicks, tmp_path / "stopped", *more)
     for how in (signal.SIGINT, signal.SIGKILL):
         process = subprocess.Popen(
