@@ -5,11 +5,14 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 import varemb
 from varemb import _native
+from varemb.bpr_sampler import BprSampler
+from varemb.id_map import IdMap
 from varemb.ops import schemas
 from varemb.ops.backend import BACKENDS, PREFERENCE, choose, why_not
 
@@ -84,6 +87,24 @@ def test_every_operation_is_registered_with_every_backend():
                 if not operation.endswith("_trained"):
                     has = torch._C._dispatch_has_kernel_for_dispatch_key
                     assert has(f"{name}::{operation}", key), f"{backend} lacks {operation}"
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ("{}", "it was not built for this Python"),
+        ('{"host_missing": "pybind11 was not installed"}', "pybind11 was not installed"),
+    ],
+)
+def test_without_the_host_module_its_users_say_why(facts, reason, tmp_path, monkeypatch):
+    (tmp_path / "build_info.json").write_text(facts)
+    (tmp_path / "_host.cpython-20-other.so").touch()  # of another Python
+    monkeypatch.setattr(_native, "_FOLDER", tmp_path)
+    assert varemb.build_info()["host_module"].startswith(reason)
+    one = np.array([0])
+    for use in (IdMap, lambda: BprSampler(one, one, 1, 2, seed=0)):
+        with pytest.raises(ImportError, match=f"^varemb._host: {reason}, then pip install"):
+            use()
 
 
 def test_without_the_compiled_part_everything_runs_on_the_reference(tmp_path):
