@@ -1,4 +1,5 @@
-// Where a row's numbers are: row -> (offset, dim). Nothing else knows the layout.
+// Where a row's numbers are: row -> (offset, dim), one functor per layout. Nothing else knows the
+// layouts.
 #pragma once
 
 #include "host_device.h"
@@ -15,13 +16,36 @@ namespace {
 
 struct Row {
   int64_t offset;  // of the row's first number in the flat values
-  int32_t dim;     // numbers to read, at most the table's width
+  int32_t dim;     // numbers to read, at most the table's width; -1: the table has no such row
+};
+
+// A number of the index.
+template <typename T>
+VAREMB_HOST_DEVICE T read_index(const T* at) {
+#if defined(__CUDA_ARCH__)
+  return __ldg(at);
+#else
+  return *at;
+#endif
+}
+
+// How many numbers of a row a lookup may read: all, or a limit for all lookups or for each.
+struct Limit {
+  const int32_t* numbers = nullptr;  // [1] or [L]
+  int64_t stride = 0;
+
+  VAREMB_HOST_DEVICE int32_t apply(int32_t dim, int64_t position) const {
+    if (numbers == nullptr) return dim;
+    const int32_t limit = numbers[position * stride];
+    return limit < 0 ? 0 : limit < dim ? limit : dim;
+  }
 };
 
 // Packed layout: a 32-byte block serves 24 rows, an 8-byte offset of its first row and 24 one-byte
 // dims in granules. A lookup touches one 32-byte sector: the offset is the base plus the dims
 // before the row.
 struct PackedRows {
+  static constexpr bool kMayLackRows = false;
   static constexpr int kRowsPerBlock = 24;
   static constexpr int kBlockBytes = 32;
   static constexpr int kBaseBytes = 8;
@@ -58,8 +82,8 @@ struct PackedRows {
     return num_rows;
   }
 
-  // The block that a lookup of the row reads.
-  const uint8_t* block_of(int64_t row) const {
+  // What a lookup of the row reads first.
+  const void* entry_of(int64_t row) const {
     return blocks + static_cast<uint64_t>(row) / kRowsPerBlock * kBlockBytes;
   }
 
@@ -68,7 +92,7 @@ struct PackedRows {
   VAREMB_HOST_DEVICE static uint64_t word_of(const uint8_t* block, int number) {
 #if defined(__CUDA_ARCH__)
     // Without the type the compiler would load byte by byte.
-    return __ldg(reinterpret_cast<const unsigned long long*>(block) + number);
+    return read_index(reinterpret_cast<const uint64_t*>(block) + number);
 #else
     uint64_t word;
     std::memcpy(&word, block + number * 8, sizeof(word));
@@ -112,6 +136,63 @@ struct PackedRows {
     return sum;
   }
 #endif
+};
+
+// Paged layout: a 4-byte handle per row names a chunk of rows of one dim and the row's slot in it;
+// an 8-byte word per chunk says where the chunk begins and the dim. A row moves by a new handle.
+struct PagedRows {
+  static constexpr bool kMayLackRows = true;
+  static constexpr int kSlotBits = 8;
+  static constexpr int kDimBits = 12;
+
+  const uint32_t* handles;  // [num_rows]: chunk << kSlotBits | slot
+  const uint64_t* chunks;   // [num_chunks]: base << kDimBits | dim
+  int64_t num_chunks;
+  int64_t num_rows;
+  int64_t numbers;  // E
+  int32_t width;
+
+  // A handle of a chunk that is not there (all ones: the row was removed), or of numbers that are
+  // not there, reads nothing.
+  VAREMB_HOST_DEVICE Row operator()(int64_t row) const {
+    const uint32_t handle = read_index(handles + row);
+    const int64_t chunk = handle >> kSlotBits;
+    const uint32_t slot = handle & ((1u << kSlotBits) - 1);
+    const bool is_chunk = chunk < num_chunks;
+    const uint64_t word = is_chunk ? read_index(chunks + chunk) : 0;
+    const int32_t dim = static_cast<int32_t>(word & ((1u << kDimBits) - 1));
+    const int64_t offset = static_cast<int64_t>((word >> kDimBits) + slot * uint64_t(dim));
+    if (!is_chunk || offset + dim > numbers) return {0, -1};
+    return {offset, dim < width ? dim : width};
+  }
+
+  // What a lookup of the row reads first.
+  const void* entry_of(int64_t row) const { return handles + row; }
+};
+
+// Either layout, told apart at run time. For kernels that work long on each row that they find:
+// there a branch that all rows take alike costs less than twice as many kernels.
+struct EitherRows {
+  static constexpr bool kMayLackRows = true;
+
+  PackedRows packed;
+  PagedRows paged;
+  bool is_paged;
+  int64_t num_rows;
+  int32_t width;
+
+  EitherRows() = default;
+  explicit EitherRows(const PackedRows& rows)
+      : packed(rows), paged{}, is_paged(false), num_rows(rows.num_rows), width(rows.width) {}
+  explicit EitherRows(const PagedRows& rows)
+      : packed{}, paged(rows), is_paged(true), num_rows(rows.num_rows), width(rows.width) {}
+
+  VAREMB_HOST_DEVICE Row operator()(int64_t row) const {
+    return is_paged ? paged(row) : packed(row);
+  }
+  const void* entry_of(int64_t row) const {
+    return is_paged ? paged.entry_of(row) : packed.entry_of(row);
+  }
 };
 
 }  // namespace

@@ -17,7 +17,11 @@ pytestmark = pytest.mark.skipif(
 
 # Two runs of about the same length, one for each of two cores; and fewest tests of each.
 RUNS = {
-    "lookups": (["ops/test_lookup.py", "ops/test_lookup_linear.py", "emulator"], 250),
+    "lookups": (
+        ["ops/test_lookup.py", "ops/test_lookup_linear.py", "ops/test_layouts.py",
+         "ops/test_contracts.py", "emulator"],
+        300,
+    ),
     "gradients": (
         ["ops/test_lookup_bag.py", "ops/test_coalesce.py", "ops/test_update.py",
          "ops/test_repack.py", "ops/test_rounding.py", "test_optim.py"],

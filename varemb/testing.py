@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from varemb.ops.backend import BACKENDS, why_not
+from varemb.ops.reference import DIM_BITS, SLOT_BITS, locate
 from varemb.rows import Rows
 from varemb.storage import PackedStorage
 
@@ -24,10 +25,18 @@ def runnable_backends(device: str = "cpu") -> list[str]:
     return [backend for backend in BACKENDS if why_not(backend, device) is None]
 
 
+class PagedNumbers(NamedTuple):
+    """The numbers of a paged table that no storage manages."""
+
+    weight: Tensor  # [E]
+    rows: Rows
+    dims: Tensor  # [N]
+
+
 class Table(NamedTuple):
     """A table with the dense tensor that it stands for."""
 
-    storage: PackedStorage
+    storage: PackedStorage | PagedNumbers
     dense: Tensor  # [N, D], zeros beyond each row's dim
 
     @property
@@ -40,18 +49,83 @@ class Table(NamedTuple):
 
 
 def make_table(
-    dims: Tensor, width: int, dtype: torch.dtype = torch.float32, seed: int = 0
+    dims: Tensor,
+    width: int,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    *,
+    layout: str = "packed",
 ) -> Table:
-    """A packed table with the given dims and random numbers."""
+    """A table with the given dims and random numbers, the same in every layout.
+
+    A paged one lacks the rows of a negative dim, and has NaN where no row is.
+    """
     generator = torch.Generator().manual_seed(seed)
     dense = torch.randn(dims.numel(), width, generator=generator, dtype=torch.float64)
-    storage = PackedStorage(dims, width, dtype=dtype)
-    kept = torch.arange(width) < storage.dims[:, None]
-    dense = torch.where(kept, dense, 0.0).to(dtype)
+    packed = PackedStorage(dims, width, dtype=dtype) if layout == "packed" else None
+    stored = dims if packed is None else packed.dims
+    dense = torch.where(torch.arange(width) < stored[:, None], dense, 0.0).to(dtype)
+    if packed is None:
+        rows = make_paged_rows(dims, width, generator)
+        weight = flat_of(dense, rows, float("nan")).requires_grad_()
+        return Table(PagedNumbers(weight, rows, dims), dense)
     with torch.no_grad():
-        storage.weight.zero_()
-    storage.copy_dense_(dense)
-    return Table(storage, dense)
+        packed.weight.zero_()
+    packed.copy_dense_(dense)
+    return Table(packed, dense)
+
+
+def make_paged_rows(dims: Tensor, width: int, generator: torch.Generator) -> Rows:
+    """A paged index as long use leaves it behind: full and nearly empty chunks, rows in any slot.
+
+    Chunks of a dim lie anywhere, with unused numbers between them and unused words behind them.
+    Rows of a negative dim are absent.
+    """
+    chunks = [(0, torch.tensor([], dtype=torch.int64), 0)]  # dim, its rows, slots
+    chunk_of, slot_of = torch.zeros_like(dims), torch.zeros_like(dims)
+    for dim in dims[dims > 0].unique().tolist():
+        rows = (dims == dim).nonzero()[:, 0]
+        parts = rows[torch.randperm(rows.numel(), generator=generator)].split(256)
+        for part in (piece for whole in parts for piece in (whole[:1], whole[1:])):
+            spare = int(torch.randint(0, 9, (), generator=generator))
+            chunks.append((dim, part, min(256, part.numel() + spare)))
+    used = 1 + torch.randperm(len(chunks) - 1, generator=generator)
+    words = torch.zeros(len(chunks) + 3, dtype=torch.int64)
+    numbers = 5
+    for chunk, at in enumerate([0, *used.tolist()]):
+        dim, rows, slots = chunks[at]
+        words[chunk] = numbers << DIM_BITS | dim if dim else 0
+        chunk_of[rows] = chunk
+        slot_of[rows] = torch.randperm(slots, generator=generator)[: rows.numel()]
+        numbers += dim * slots + chunk % 3
+    handles = chunk_of << SLOT_BITS | slot_of
+    handles = torch.cat([handles.where(dims >= 0, -1), handles[:0].new_zeros(dims.numel() % 2)])
+    index = torch.cat([handles.int().view(torch.int64), words])
+    return Rows(index, dims.numel(), width, 1, numbers)
+
+
+def _inside(rows: Rows) -> tuple[Tensor, Tensor]:  # [N, D] int64, [N, D] bool
+    """Where each number of a table lies in the flat values, and which of them there are."""
+    every = torch.arange(rows.num_rows)
+    offset, dim = locate(rows.index, every, rows.num_rows, rows.width, rows.granule)
+    column = torch.arange(rows.width)
+    return offset[:, None] + column, column < dim[:, None]
+
+
+def flat_of(dense: Tensor, rows: Rows, fill: float = 0.0) -> Tensor:  # [N, D] -> [E]
+    """The flat numbers of a table; `fill` where no row has one."""
+    places, inside = _inside(rows)
+    flat = dense.new_full((rows.numbers,), fill)
+    flat[places[inside]] = dense[inside]
+    return flat
+
+
+def dense_of(flat: Tensor, rows: Rows) -> Tensor:  # [E] -> [N, D]
+    """The rows of flat numbers, such as a gradient; zeros beyond each row's dim."""
+    places, inside = _inside(rows)
+    dense = flat.new_zeros(places.shape)
+    dense[inside] = flat[places[inside]]
+    return dense
 
 
 def dims_of(kind: str, rows: int, width: int, seed: int = 0) -> Tensor:

@@ -6,13 +6,6 @@
 namespace varemb {
 namespace {
 
-enum class Pool : int64_t { kSum = 0, kMean = 1, kMax = 2 };
-
-inline Pool pool_of(const char* op, int64_t mode) {
-  check(mode >= 0 && mode <= 2, op, ": mode must be 0 (sum), 1 (mean) or 2 (max), got ", mode);
-  return static_cast<Pool>(mode);
-}
-
 template <typename Index>
 struct Bags {
   const Index* offsets;  // [bags] or [bags + 1]
@@ -26,19 +19,14 @@ struct Bags {
   }
 };
 
-inline int64_t count_bags(const Tensor& offsets, bool include_last_offset) {
-  return offsets.size(0) - (include_last_offset ? 1 : 0);
-}
-
+// Checks what only the offsets' numbers tell; check_bags must have been called.
 template <typename Index>
 Bags<Index> checked_bags(
     const char* op,
     const Tensor& offsets,
     int64_t lookups,
     bool include_last_offset) {
-  check_vector(op, "offsets", offsets);
   const int64_t count = offsets.size(0);
-  check(!include_last_offset || count > 0, op, ": include_last_offset needs at least one offset");
   const Index* numbers = data<Index>(offsets);
   check(
       count == 0 || numbers[0] == 0, op, ": offsets must start at 0, got ",
@@ -52,9 +40,7 @@ Bags<Index> checked_bags(
   check(
       last <= lookups, op, ": offsets must not pass the number of indices ", lookups, ", got ",
       last);
-  const int64_t bags = count_bags(offsets, include_last_offset);
-  check(bags > 0 || lookups == 0, op, ": ", lookups, " indices need at least one bag");
-  return {numbers, bags, lookups, include_last_offset};
+  return {numbers, count - (include_last_offset ? 1 : 0), lookups, include_last_offset};
 }
 
 }  // namespace

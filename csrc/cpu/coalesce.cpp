@@ -5,15 +5,6 @@
 namespace varemb {
 namespace {
 
-void check_gradient(const char* op, const GradientArgs& args) {
-  check(args.grad.dim() == 2, op, ": grad must be two-dimensional");
-  if (args.per_sample_weights) {
-    check(
-        args.per_sample_weights->scalar_type() == args.grad.scalar_type(), op,
-        ": per_sample_weights must have the dtype of grad");
-  }
-}
-
 Tensor coalesce_dense(
     const Tensor& grad,
     const Tensor& index,
@@ -31,12 +22,13 @@ Tensor coalesce_dense(
   const GradientArgs args{
       grad,    index,    indices, offsets, per_sample_weights, limit,
       winners, num_rows, granule, mode,    padding_idx,        include_last_offset};
-  check_gradient("coalesce_dense", args);
+  const char* op = "coalesce_dense";
+  check_gradient(op, args, numbers);
   Tensor out = torch::stable::new_zeros(grad, {numbers});
   if (indices.size(0) == 0) return out;
-  dispatch_values("coalesce_dense", grad, [&](auto value_type) {
+  dispatch_values(op, grad, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
-    const Gradient<T> gradient("coalesce_dense", args, numbers);
+    const Gradient<T> gradient(op, args, numbers);
     T* const to = mutable_data<T>(out);
     torch::stable::parallel_for(0, gradient.chunks(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t chunk = begin; chunk < end; ++chunk) {
@@ -74,12 +66,14 @@ std::tuple<Tensor, Tensor> coalesce(
   const GradientArgs args{
       grad,    index,    indices, offsets, per_sample_weights, limit,
       winners, num_rows, granule, mode,    padding_idx,        include_last_offset};
-  check_gradient("coalesce", args);
+  const char* op = "coalesce";
+  check_gradient(op, args, numbers);
+  check_packed(op, index);
   Tensor positions;  // [n] places in the flat values, ascending
   Tensor sums;       // [n] their gradients
-  dispatch_values("coalesce", grad, [&](auto value_type) {
+  dispatch_values(op, grad, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
-    const Gradient<T> gradient("coalesce", args, numbers);
+    const Gradient<T> gradient(op, args, numbers);
     const int64_t chunks = gradient.chunks();
     std::vector<int64_t> starts(static_cast<size_t>(chunks) + 1, 0);
     torch::stable::parallel_for(0, chunks, 1, [&](int64_t begin, int64_t end) {

@@ -1,11 +1,11 @@
 // Where the rows of a call are, decoded ahead of use.
 #pragma once
 
-#include "../checks.h"
-#include "../rows.h"
+#include "dispatch.h"
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 namespace varemb {
@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kCacheLine = 64;
 constexpr int64_t kRowsAhead =
     32;  // rows between the request for memory and its use, about 200 ns of work
-constexpr int64_t kBlocksAhead = 64;  // the same for index blocks
+constexpr int64_t kEntriesAhead = 64;  // the same for entries of the index
 
 // Numbers to read, and how many of them.
 template <typename T>
@@ -40,32 +40,38 @@ inline void prefetch_bytes(const void* from, int64_t bytes) {
   if (bytes > 0) prefetch(line + bytes - 1);
 }
 
-// How many numbers of a row one lookup may read: all, the same for every lookup, or one limit per
-// lookup.
-struct Limit {
-  const int32_t* values = nullptr;  // [1] or [L]
-  int64_t stride = 0;
-
-  static Limit of(const std::optional<Tensor>& limit) {
-    if (!limit) return {};
-    return {static_cast<const int32_t*>(limit->const_data_ptr()), limit->size(0) == 1 ? 0 : 1};
-  }
-  int32_t apply(int32_t dim, int64_t position) const {
-    if (values == nullptr) return dim;
-    const int32_t limit = values[position * stride];
-    return limit < 0 ? 0 : limit < dim ? limit : dim;
-  }
-};
-
 // What a call reads.
-template <typename T, typename Index, typename Rows>
+template <typename T, typename IndexType, typename RowsType>
 struct Call {
+  using Index = IndexType;
+  using Rows = RowsType;
+
   const T* values;  // [E]
   Rows rows;
   const Index* indices;
   Limit limit;
   int64_t padding_idx = -1;  // read as an empty row
 };
+
+// Calls body(Call) for the dtype of the indices and the layout of the rows.
+template <typename T, typename Body>
+void dispatch_calls(
+    const Tensor& values,
+    const RowsArgs& where,
+    const Tensor& indices,
+    const std::optional<Tensor>& limit,
+    int64_t padding_idx,
+    const Body& body) {
+  dispatch_index(indices, [&](auto index_type) {
+    using Index = typename decltype(index_type)::type;
+    dispatch_layout(where, [&](const auto& rows) {
+      using Rows = std::decay_t<decltype(rows)>;
+      body(
+          Call<T, Index, Rows>{
+              data<T>(values), rows, data<Index>(indices), limit_of(limit), padding_idx});
+    });
+  });
+}
 
 // Decodes the rows of positions [begin, end) in order, kRowsAhead of them before they are used, and
 // asks for their numbers: decoding and adding overlap with the memory's latency. The decoded rows
@@ -75,7 +81,7 @@ class Ahead {
  public:
   Ahead(const Call<T, Index, Rows>& call, int64_t begin, int64_t end)
       : call_(call), next_(begin), end_(end) {
-    for (int64_t p = begin; p < std::min(begin + kBlocksAhead, end); ++p) prefetch_block(p);
+    for (int64_t p = begin; p < std::min(begin + kEntriesAhead, end); ++p) prefetch_entry(p);
     start(0);
     for (int64_t i = 0; i < kRowsAhead; ++i) step();
   }
@@ -94,7 +100,7 @@ class Ahead {
   // make the loop around it put its sums on the stack (see add_row).
   [[gnu::always_inline]] void step() {
     if (next_ >= end_) return;
-    if (next_ + kBlocksAhead < end_) prefetch_block(next_ + kBlocksAhead);
+    if (next_ + kEntriesAhead < end_) prefetch_entry(next_ + kEntriesAhead);
     Source<T>& out = buffer_[filled_++];
     out = decode(next_++);
     prefetch_bytes(out.numbers, out.dim * static_cast<int64_t>(sizeof(T)));
@@ -103,22 +109,26 @@ class Ahead {
   const BadIndex& bad() const { return bad_; }
 
  private:
-  [[gnu::always_inline]] void prefetch_block(int64_t position) const {
+  [[gnu::always_inline]] void prefetch_entry(int64_t position) const {
     const uint64_t row = static_cast<uint64_t>(static_cast<int64_t>(call_.indices[position]));
     if (row < static_cast<uint64_t>(call_.rows.num_rows))
-      prefetch(call_.rows.block_of(static_cast<int64_t>(row)));
+      prefetch(call_.rows.entry_of(static_cast<int64_t>(row)));
   }
 
   [[gnu::always_inline]] Source<T> decode(int64_t position) {
     const int64_t row = static_cast<int64_t>(call_.indices[position]);
     if (__builtin_expect(
-            static_cast<uint64_t>(row) >= static_cast<uint64_t>(call_.rows.num_rows), 0)) {
-      if (position < bad_.position) bad_ = {position, row};
-      return {call_.values, 0};
-    }
+            static_cast<uint64_t>(row) >= static_cast<uint64_t>(call_.rows.num_rows), 0))
+      return refuse(position, row);
     const Row where = call_.rows(row);
+    if (Rows::kMayLackRows && __builtin_expect(where.dim < 0, 0)) return refuse(position, row);
     const int64_t dim = row == call_.padding_idx ? 0 : call_.limit.apply(where.dim, position);
     return {call_.values + where.offset, dim};
+  }
+
+  Source<T> refuse(int64_t position, int64_t row) {
+    if (position < bad_.position) bad_ = {position, row};
+    return {call_.values, 0};
   }
 
   const Call<T, Index, Rows>& call_;

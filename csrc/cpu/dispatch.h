@@ -1,77 +1,61 @@
-// From run-time dtypes to compiled types, and what every host function of the CPU build shares.
+// What every host function of the CPU build shares: dispatch, bad indices, the parallel loop.
 #pragma once
 
-#include "../checks.h"
-#include "../rows.h"
+#include "../tensors.h"
 #include "vec.h"
 
+#include <limits>
 #include <mutex>
 #include <utility>
 
 namespace varemb {
 namespace {
 
-template <typename T>
-struct TypeTag {
-  using type = T;
-};
-
 // Calls body(TypeTag<T>) for the dtype of stored numbers.
 template <typename Body>
 void dispatch_values(const char* op, const Tensor& values, const Body& body) {
-  switch (values.scalar_type()) {
-    case ScalarType::Float: return body(TypeTag<float>{});
-    case ScalarType::Double: return body(TypeTag<double>{});
-    case ScalarType::BFloat16: return body(TypeTag<BFloat16>{});
-    case ScalarType::Half: return body(TypeTag<Half>{});
-    default:
-      fail(
-          op, ": values must be float32, float64, bfloat16 or float16, got ",
-          torch::headeronly::toString(values.scalar_type()));
-  }
+  dispatch_numbers<BFloat16, Half>(op, values, body);
 }
 
 // Calls body(TypeTag<Index>) for int32 or int64 indices.
 template <typename Body>
-void dispatch_index(const char* op, const char* name, const Tensor& indices, const Body& body) {
-  check_index_dtype(op, name, indices);
+void dispatch_index(const Tensor& indices, const Body& body) {
   if (indices.scalar_type() == ScalarType::Int) return body(TypeTag<int32_t>{});
-  return body(TypeTag<int64_t>{});
+  body(TypeTag<int64_t>{});
 }
 
-template <typename T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-template <typename T>
-T* mutable_data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-template <typename T>
-const T* data_or_null(const std::optional<Tensor>& tensor) {
-  return tensor ? data<T>(*tensor) : nullptr;
+// A packed index must describe no more numbers than there are; a paged one is checked row by row.
+inline void check_last_row(const char* op, const RowsArgs& args) {
+  if (is_paged(args.index) || args.num_rows == 0) return;
+  const Row last = packed_rows(args)(args.num_rows - 1);
+  check(
+      last.offset >= 0 && last.offset + last.dim <= args.numbers, op, ": the index describes ",
+      last.offset + last.dim, " numbers, values has ", args.numbers);
 }
 
-// `numbers` is the length of the flat buffer that the index points into: the last row must end
-// inside it.
-inline PackedRows packed_rows(
-    const char* op,
-    const Tensor& index,
-    int64_t num_rows,
-    int64_t width,
-    int64_t granule,
-    int64_t numbers) {
-  check_rows(op, index, num_rows, width, granule);
-  const PackedRows rows{
-      data<uint8_t>(index), num_rows, static_cast<int32_t>(width), static_cast<int32_t>(granule)};
-  if (num_rows > 0) {
-    const Row last = rows(num_rows - 1);
-    check(
-        last.offset >= 0 && last.offset + last.dim <= numbers, op, ": the index describes ",
-        last.offset + last.dim, " numbers, values has ", numbers);
+// The first bad index of a call, found by any thread; reported after the parallel loop, because an
+// exception must not leave one.
+struct BadIndex {
+  int64_t position = std::numeric_limits<int64_t>::max();
+  int64_t index = 0;
+
+  bool is_bad() const { return position != std::numeric_limits<int64_t>::max(); }
+
+  void keep_first(const BadIndex& other) {
+    if (other.position < position) *this = other;
   }
-  return rows;
-}
+
+  void raise(const char* op, int64_t num_rows) const {
+    if (!is_bad()) return;
+    if (index >= 0 && index < num_rows) {
+      fail<std::out_of_range>(
+          op, ": indices must be rows that the table has, got ", index, " at position ", position,
+          ", which is absent");
+    }
+    fail<std::out_of_range>(
+        op, ": indices must be in [0, ", num_rows, "), got ", index, " at position ", position);
+  }
+};
 
 // Runs body(begin, end) over [0, size) on libtorch's threads; body returns the first bad index it
 // met.

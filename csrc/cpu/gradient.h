@@ -15,22 +15,6 @@
 namespace varemb {
 namespace {
 
-// The arguments that every gradient operation takes, as they came from the dispatcher.
-struct GradientArgs {
-  const Tensor& grad;                               // [L, D], or [G, D] with offsets
-  const Tensor& index;                              // [blocks, 4]
-  const Tensor& indices;                            // [L]
-  const std::optional<Tensor>& offsets;             // [G] or [G + 1]: a pooled lookup
-  const std::optional<Tensor>& per_sample_weights;  // [L]
-  const std::optional<Tensor>& limit;               // [1] or [L]
-  const std::optional<Tensor>& winners;             // [G, D], max only
-  int64_t num_rows;
-  int64_t granule;
-  int64_t mode;
-  int64_t padding_idx;
-  bool include_last_offset;
-};
-
 // One distinct row and its lookups, keys[begin, end).
 struct Run {
   int64_t row;
@@ -45,36 +29,30 @@ class Gradient {
  public:
   using Acc = typename Wide<T>::type;
 
+  // The arguments must have been checked.
   Gradient(const char* op, const GradientArgs& args, int64_t numbers)
       : grad_(data<T>(args.grad)), width_(args.grad.size(1)) {
-    check(
-        args.grad.dim() == 2 && args.grad.is_contiguous(), op,
-        ": grad must be contiguous, two-dimensional");
-    check_vector(op, "indices", args.indices);
-    rows_ = packed_rows(op, args.index, args.num_rows, width_, args.granule, numbers);
+    const RowsArgs where = args.rows(numbers);
+    check_last_row(op, where);
+    rows_ = either_rows(where);
     const int64_t lookups = args.indices.size(0);
-    check_limit(op, args.limit, lookups);
-    limit_ = Limit::of(args.limit);
+    limit_ = limit_of(args.limit);
     weights_ = data_or_null<T>(args.per_sample_weights);
     winners_ = data_or_null<int32_t>(args.winners);
-    dispatch_index(op, "indices", args.indices, [&](auto index_type) {
+    dispatch_index(args.indices, [&](auto index_type) {
       using Index = typename decltype(index_type)::type;
       int64_t in_bags = lookups;
       if (args.offsets) {
         in_bags = read_bags(
-            op, checked_bags<Index>(op, *args.offsets, lookups, args.include_last_offset), args);
-      } else {
-        check(
-            args.grad.size(0) == lookups, op, ": grad has ", args.grad.size(0), " rows for ",
-            lookups, " indices");
+            checked_bags<Index>(op, *args.offsets, lookups, args.include_last_offset), args);
       }
       sorted_ =
           sort_lookups(op, data<Index>(args.indices), in_bags, args.num_rows, args.padding_idx);
     });
+    if (is_paged(args.index)) refuse_absent(op);
   }
 
   int64_t chunks() const { return (sorted_.count + kChunk - 1) / kChunk; }
-  const PackedRows& rows() const { return rows_; }
 
   // Calls visit(run) for the distinct rows whose first lookup lies in the chunk.
   template <typename Visit>
@@ -122,6 +100,19 @@ class Gradient {
     std::vector<Acc> weights;
   };
 
+  // Before anything is written: a row that the table does not have.
+  void refuse_absent(const char* op) const {
+    const BadIndex bad = parallel_lookup(chunks(), 1, [&](int64_t begin, int64_t end) {
+      BadIndex first;
+      for (int64_t at = begin * kChunk; at < std::min(sorted_.count, end * kChunk); ++at) {
+        const int64_t row = row_of(key(at));
+        if (rows_(row).dim < 0) first.keep_first({position_of(key(at)), row});
+      }
+      return first;
+    });
+    bad.raise(op, rows_.num_rows);
+  }
+
   Key key(int64_t at) const { return sorted_.keys[at]; }
 
   Run run_at(int64_t at) const {
@@ -130,7 +121,7 @@ class Gradient {
     int32_t dim = limit_.apply(where.dim, position_of(key(at)));
     int64_t end = at + 1;
     while (end < sorted_.count && row_of(key(end)) == row) {
-      if (limit_.values != nullptr)
+      if (limit_.numbers != nullptr)
         dim = std::max(dim, limit_.apply(where.dim, position_of(key(end))));
       ++end;
     }
@@ -140,14 +131,8 @@ class Gradient {
   // Fills what the bags say about each lookup; returns how many lookups lie in a bag (an included
   // last offset may leave some out).
   template <typename Index>
-  int64_t read_bags(const char* op, const Bags<Index>& bags, const GradientArgs& args) {
-    check(
-        args.grad.size(0) == bags.bags, op, ": grad has ", args.grad.size(0),
-        " bags, offsets describe ", bags.bags);
-    const Pool pool = pool_of(op, args.mode);
-    check(
-        (pool == Pool::kMax) == (winners_ != nullptr), op,
-        ": winners belong to max, and only to max");
+  int64_t read_bags(const Bags<Index>& bags, const GradientArgs& args) {
+    const Pool pool = static_cast<Pool>(args.mode);
     bag_of_.reset(new int32_t[static_cast<size_t>(bags.lookups)]);
     if (pool == Pool::kMean) bag_scale_.resize(static_cast<size_t>(bags.bags));
     const Index* indices = data<Index>(args.indices);
@@ -219,7 +204,7 @@ class Gradient {
 
   const T* grad_;
   int64_t width_;
-  PackedRows rows_{};
+  EitherRows rows_{};
   Limit limit_;
   const T* weights_ = nullptr;
   const int32_t* winners_ = nullptr;

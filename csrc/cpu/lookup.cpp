@@ -24,11 +24,11 @@ void write_padded(const T* from, int64_t dim, T* to, int64_t width) {
   }
 }
 
-template <typename T, typename Index>
-BadIndex copy_rows(const Call<T, Index, PackedRows>& call, int64_t begin, int64_t end, T* to) {
+template <typename T, typename Index, typename Rows>
+BadIndex copy_rows(const Call<T, Index, Rows>& call, int64_t begin, int64_t end, T* to) {
   constexpr int64_t kBuffer = 256;
   const int64_t width = call.rows.width;
-  Ahead<T, Index, PackedRows> ahead(call, begin, end);
+  Ahead<T, Index, Rows> ahead(call, begin, end);
   for (int64_t at = begin; at < end; at += kBuffer) {
     const int64_t count = std::min(kBuffer, end - at);
     const Source<T>* rows = ahead.start(count);
@@ -42,33 +42,30 @@ BadIndex copy_rows(const Call<T, Index, PackedRows>& call, int64_t begin, int64_
 
 Tensor lookup(
     const Tensor& values,                // [E]
-    const Tensor& index,                 // [blocks, 4]
+    const Tensor& index,                 // [blocks, 4] or [words]
     const Tensor& indices,               // [L]
     const std::optional<Tensor>& limit,  // [1] or [L]
     int64_t num_rows,
     int64_t width,
     int64_t granule) {
-  check_vector("lookup", "values", values);
-  const PackedRows rows = packed_rows("lookup", index, num_rows, width, granule, values.size(0));
-  check_vector("lookup", "indices", indices);
+  const char* op = "lookup";
+  const RowsArgs where{index, num_rows, width, granule, values.size(0)};
+  check_lookup(op, values, indices, limit, where);
+  check_last_row(op, where);
   const int64_t lookups = indices.size(0);
-  check_limit("lookup", limit, lookups);
   Tensor out = torch::stable::new_empty(values, {lookups, width});
   if (lookups == 0) return out;
   BadIndex bad;
-  dispatch_values("lookup", values, [&](auto value_type) {
+  dispatch_values(op, values, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
-    dispatch_index("lookup", "indices", indices, [&](auto index_type) {
-      using Index = typename decltype(index_type)::type;
+    dispatch_calls<T>(values, where, indices, limit, -1, [&](const auto& call) {
       T* const to = mutable_data<T>(out);
-      const Call<T, Index, PackedRows> call{
-          data<T>(values), rows, data<Index>(indices), Limit::of(limit)};
       bad = parallel_lookup(lookups, kGrain, [&](int64_t begin, int64_t end) {
         return copy_rows(call, begin, end, to);
       });
     });
   });
-  bad.raise("lookup", num_rows);
+  bad.raise(op, num_rows);
   return out;
 }
 

@@ -14,18 +14,18 @@ constexpr int64_t kBufferedRows = 256;
 // Fewest bags worth a second thread.
 constexpr int64_t kGrain = 32;
 
-template <typename T, typename Index>
+template <typename T, typename Index, typename Rows>
 struct BagCall {
-  Call<T, Index, PackedRows> lookups;
+  Call<T, Index, Rows> lookups;
   Bags<Index> bags;
   const T* weights;  // [L] or null
 };
 
 // The largest number of each column, a row's missing columns counting as zeros, and which index
 // gave it (the first of equals; NaN wins and stays). Indices equal to padding_idx do not compete.
-template <typename T, typename Index>
+template <typename T, typename Index, typename Rows>
 void max_bag(
-    const BagCall<T, Index>& call,
+    const BagCall<T, Index, Rows>& call,
     int64_t bag,
     const Source<T>* rows,
     T* to,
@@ -50,8 +50,8 @@ void max_bag(
 }
 
 // 1 / number of rows that count, for the mean.
-template <typename T, typename Index>
-typename Wide<T>::type mean_scale(const BagCall<T, Index>& call, int64_t bag) {
+template <typename T, typename Index, typename Rows>
+typename Wide<T>::type mean_scale(const BagCall<T, Index, Rows>& call, int64_t bag) {
   int64_t count = 0;
   for (int64_t p = call.bags.begin(bag); p < call.bags.end(bag); ++p) {
     count += static_cast<int64_t>(call.lookups.indices[p]) != call.lookups.padding_idx;
@@ -60,9 +60,9 @@ typename Wide<T>::type mean_scale(const BagCall<T, Index>& call, int64_t bag) {
       typename Wide<T>::type(1) / static_cast<typename Wide<T>::type>(std::max<int64_t>(count, 1));
 }
 
-template <typename T, typename Index>
+template <typename T, typename Index, typename Rows>
 BadIndex pool_bags(
-    const BagCall<T, Index>& call,
+    const BagCall<T, Index, Rows>& call,
     Pool pool,
     T* out,
     int32_t* winners,
@@ -70,7 +70,7 @@ BadIndex pool_bags(
     int64_t end) {
   using Acc = typename Wide<T>::type;
   const int64_t width = call.lookups.rows.width;
-  Ahead<T, Index, PackedRows> ahead(call.lookups, call.bags.begin(begin), call.bags.end(end - 1));
+  Ahead<T, Index, Rows> ahead(call.lookups, call.bags.begin(begin), call.bags.end(end - 1));
   std::vector<Acc> weights;  // of a bag, in the type that sums are in
   for (int64_t bag = begin, stop = begin; bag < end; bag = stop) {
     // Small bags share a buffer of decoded rows.
@@ -97,7 +97,7 @@ BadIndex pool_bags(
 
 std::tuple<Tensor, Tensor> lookup_bag(
     const Tensor& values,                             // [E]
-    const Tensor& index,                              // [blocks, 4]
+    const Tensor& index,                              // [blocks, 4] or [words]
     const Tensor& indices,                            // [L]
     const Tensor& offsets,                            // [G] or [G + 1]
     const std::optional<Tensor>& per_sample_weights,  // [L]
@@ -109,43 +109,28 @@ std::tuple<Tensor, Tensor> lookup_bag(
     int64_t padding_idx,
     bool include_last_offset) {
   const char* op = "lookup_bag";
-  check_vector(op, "values", values);
-  check_vector(op, "indices", indices);
-  const PackedRows rows = packed_rows(op, index, num_rows, width, granule, values.size(0));
+  const RowsArgs where{index, num_rows, width, granule, values.size(0)};
+  const Pool pool = check_lookup_bag(
+      op, values, indices, offsets, per_sample_weights, limit, where, mode, include_last_offset);
+  check_last_row(op, where);
   const int64_t lookups = indices.size(0);
-  check_limit(op, limit, lookups);
-  const Pool pool = pool_of(op, mode);
-  check(
-      indices.scalar_type() == offsets.scalar_type(), op,
-      ": indices and offsets must have the same dtype");
-  check(
-      lookups <= std::numeric_limits<int32_t>::max() || pool != Pool::kMax, op,
-      ": max takes at most 2^31 - 1 indices");
-  if (per_sample_weights) {
-    check_vector(op, "per_sample_weights", *per_sample_weights);
-    check(
-        per_sample_weights->size(0) == lookups &&
-            per_sample_weights->scalar_type() == values.scalar_type(),
-        op, ": per_sample_weights must have one number per index, of the dtype of values");
-  }
-  Tensor out;
-  Tensor winners;  // [G, D] for max: which index gave each number; else empty
+  const int64_t count = offsets.size(0) - (include_last_offset ? 1 : 0);
+  const Tensor out = torch::stable::new_empty(values, {count, width});
+  // [G, D] for max: which index gave each number; else empty
+  const Tensor winners = torch::stable::new_empty(
+      values, {pool == Pool::kMax ? count : 0, width}, std::make_optional(ScalarType::Int));
   BadIndex bad;
-  dispatch_index(op, "indices", indices, [&](auto index_type) {
-    using Index = typename decltype(index_type)::type;
-    const Bags<Index> bags = checked_bags<Index>(op, offsets, lookups, include_last_offset);
-    out = torch::stable::new_empty(values, {bags.bags, width});
-    winners = torch::stable::new_empty(
-        values, {pool == Pool::kMax ? bags.bags : 0, width}, std::make_optional(ScalarType::Int));
-    dispatch_values(op, values, [&](auto value_type) {
-      using T = typename decltype(value_type)::type;
-      const BagCall<T, Index> call{
-          {data<T>(values), rows, data<Index>(indices), Limit::of(limit), padding_idx},
-          bags,
+  dispatch_values(op, values, [&](auto value_type) {
+    using T = typename decltype(value_type)::type;
+    dispatch_calls<T>(values, where, indices, limit, padding_idx, [&](const auto& looked_up) {
+      using Lookups = std::decay_t<decltype(looked_up)>;
+      using Index = typename Lookups::Index;
+      const BagCall<T, Index, typename Lookups::Rows> call{
+          looked_up, checked_bags<Index>(op, offsets, lookups, include_last_offset),
           data_or_null<T>(per_sample_weights)};
       T* const to = mutable_data<T>(out);
       int32_t* const from = mutable_data<int32_t>(winners);
-      bad = parallel_lookup(bags.bags, kGrain, [&](int64_t begin, int64_t end) {
+      bad = parallel_lookup(count, kGrain, [&](int64_t begin, int64_t end) {
         return pool_bags(call, pool, to, from, begin, end);
       });
     });
@@ -154,12 +139,43 @@ std::tuple<Tensor, Tensor> lookup_bag(
   return {out, winners};
 }
 
+// To each index of the bags [begin, end), the product of its row with the gradient of its bag.
+template <typename T, typename Index, typename Rows>
+BadIndex dot_bags(
+    const Call<T, Index, Rows>& call,
+    const Bags<Index>& bags,
+    const T* grad,
+    T* out,
+    int64_t begin,
+    int64_t end) {
+  const int64_t width = call.rows.width;
+  Ahead<T, Index, Rows> ahead(call, bags.begin(begin), bags.end(end - 1));
+  for (int64_t bag = begin; bag < end; ++bag) {
+    const int64_t first = bags.begin(bag);
+    const int64_t last = bags.end(bag);
+    const Source<T>* decoded = ahead.start(last - first);
+    const T* bag_grad = grad + bag * width;
+    for (int64_t p = first; p < last; ++p) {
+      ahead.step();
+      const Source<T>& row = decoded[p - first];
+      Vec<T> dot = Vec<T>::zero();
+      for (int64_t k = 0; k < row.dim; k += Vec<T>::kLanes) {
+        dot =
+            fma(Vec<T>::load(row.numbers + k, row.dim - k), Vec<T>::load(bag_grad + k, row.dim - k),
+                dot);
+      }
+      out[p] = static_cast<T>(dot.sum());
+    }
+  }
+  return ahead.bad();
+}
+
 // d loss / d weight of an index: its row times the gradient of its bag. Indices were checked by the
 // forward pass, but this can be called directly, so they are checked again.
 Tensor lookup_bag_weights_backward(
     const Tensor& grad,                  // [G, D]
     const Tensor& values,                // [E]
-    const Tensor& index,                 // [blocks, 4]
+    const Tensor& index,                 // [blocks, 4] or [words]
     const Tensor& indices,               // [L]
     const Tensor& offsets,               // [G] or [G + 1]
     const std::optional<Tensor>& limit,  // [1] or [L]
@@ -168,51 +184,22 @@ Tensor lookup_bag_weights_backward(
     int64_t padding_idx,
     bool include_last_offset) {
   const char* op = "lookup_bag_weights_backward";
-  check(
-      grad.dim() == 2 && grad.is_contiguous() && grad.scalar_type() == values.scalar_type(), op,
-      ": grad must be contiguous [bags, width], of the dtype of values");
-  check_vector(op, "values", values);
-  check_vector(op, "indices", indices);
-  const int64_t width = grad.size(1);
-  const PackedRows rows = packed_rows(op, index, num_rows, width, granule, values.size(0));
+  check_matrix(op, "grad", grad);
+  const RowsArgs where{index, num_rows, grad.size(1), granule, values.size(0)};
+  check_lookup_bag_weights_backward(
+      op, grad, values, indices, offsets, limit, where, include_last_offset);
+  check_last_row(op, where);
   const int64_t lookups = indices.size(0);
-  check_limit(op, limit, lookups);
-  check(
-      indices.scalar_type() == offsets.scalar_type(), op,
-      ": indices and offsets must have the same dtype");
   Tensor out = torch::stable::new_zeros(values, {lookups});
   BadIndex bad;
-  dispatch_index(op, "indices", indices, [&](auto index_type) {
-    using Index = typename decltype(index_type)::type;
-    const Bags<Index> bags = checked_bags<Index>(op, offsets, lookups, include_last_offset);
-    check(
-        bags.bags == grad.size(0), op, ": grad has ", grad.size(0), " bags, offsets describe ",
-        bags.bags);
-    dispatch_values(op, values, [&](auto value_type) {
-      using T = typename decltype(value_type)::type;
+  dispatch_values(op, values, [&](auto value_type) {
+    using T = typename decltype(value_type)::type;
+    dispatch_calls<T>(values, where, indices, limit, padding_idx, [&](const auto& call) {
+      using Index = typename std::decay_t<decltype(call)>::Index;
+      const auto bags = checked_bags<Index>(op, offsets, lookups, include_last_offset);
       T* const to = mutable_data<T>(out);
-      const Call<T, Index, PackedRows> call{
-          data<T>(values), rows, data<Index>(indices), Limit::of(limit), padding_idx};
       bad = parallel_lookup(bags.bags, kGrain, [&](int64_t begin, int64_t end) {
-        Ahead<T, Index, PackedRows> ahead(call, bags.begin(begin), bags.end(end - 1));
-        for (int64_t bag = begin; bag < end; ++bag) {
-          const int64_t first = bags.begin(bag);
-          const int64_t last = bags.end(bag);
-          const Source<T>* decoded = ahead.start(last - first);
-          const T* bag_grad = data<T>(grad) + bag * width;
-          for (int64_t p = first; p < last; ++p) {
-            ahead.step();
-            const Source<T>& row = decoded[p - first];
-            Vec<T> dot = Vec<T>::zero();
-            for (int64_t k = 0; k < row.dim; k += Vec<T>::kLanes) {
-              dot =
-                  fma(Vec<T>::load(row.numbers + k, row.dim - k),
-                      Vec<T>::load(bag_grad + k, row.dim - k), dot);
-            }
-            to[p] = static_cast<T>(dot.sum());
-          }
-        }
-        return ahead.bad();
+        return dot_bags(call, bags, data<T>(grad), to, begin, end);
       });
     });
   });

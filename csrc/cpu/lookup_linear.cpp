@@ -22,51 +22,33 @@ struct Projected {
 // groups [F, D + 1, 2]: for a field (the position modulo F) and a dim, the first matrix row and the
 // bias row; -1 for none.
 template <typename T>
-std::vector<Projected<T>> decode(
-    const char* op,
-    const Tensor& values,
-    const PackedRows& rows,
-    const Tensor& indices,
-    const Tensor& groups,
-    const Tensor& weight,
-    const Tensor& bias) {
-  check(
-      groups.scalar_type() == ScalarType::Long && groups.dim() == 3 && groups.is_contiguous() &&
-          groups.size(0) > 0 && groups.size(1) == rows.width + 1 && groups.size(2) == 2,
-      op, ": groups must be a contiguous int64 tensor [fields, width + 1, 2]");
-  check(
-      weight.dim() == 2 && weight.is_contiguous() && bias.dim() == 2 && bias.is_contiguous() &&
-          weight.size(1) == bias.size(1),
-      op, ": weight [S, O] and bias [C, O] must be contiguous, with the same O");
-  check(
-      weight.scalar_type() == values.scalar_type() && bias.scalar_type() == values.scalar_type(),
-      op, ": weight and bias must have the dtype of values");
-  const int64_t fields = groups.size(0);
-  const int64_t* table = data<int64_t>(groups);
-  std::vector<Projected<T>> out(static_cast<size_t>(indices.size(0)));
+std::vector<Projected<T>> decode(const char* op, const LinearArgs& args) {
+  const int64_t lookups = args.indices.size(0);
+  const int64_t fields = args.groups.size(0);
+  const int64_t* table = data<int64_t>(args.groups);
+  std::vector<Projected<T>> out(static_cast<size_t>(lookups));
   BadIndex bad;
-  dispatch_index(op, "indices", indices, [&](auto index_type) {
-    using Index = typename decltype(index_type)::type;
-    const Call<T, Index, PackedRows> call{data<T>(values), rows, data<Index>(indices), Limit{}};
-    bad = parallel_lookup(indices.size(0), 2048, [&](int64_t begin, int64_t end) {
-      Ahead<T, Index, PackedRows> ahead(call, begin, end);
+  dispatch_calls<T>(args.values, args.rows, args.indices, {}, -1, [&](const auto& call) {
+    using Lookups = std::decay_t<decltype(call)>;
+    bad = parallel_lookup(lookups, 2048, [&](int64_t begin, int64_t end) {
+      Ahead<T, typename Lookups::Index, typename Lookups::Rows> ahead(call, begin, end);
       const Source<T>* decoded = ahead.start(end - begin);
       for (int64_t l = begin; l < end; ++l) {
         ahead.step();
         const Source<T>& row = decoded[l - begin];
-        const int64_t* group = table + ((l % fields) * (rows.width + 1) + row.dim) * 2;
+        const int64_t* group = table + ((l % fields) * (call.rows.width + 1) + row.dim) * 2;
         out[l] = {
             row.numbers, static_cast<int32_t>(row.dim), static_cast<int32_t>(group[1]), group[0]};
       }
       return ahead.bad();
     });
   });
-  bad.raise(op, rows.num_rows);
+  bad.raise(op, args.rows.num_rows);
   for (size_t l = 0; l < out.size(); ++l) {
     const auto& row = out[l];
     check(
-        row.matrix >= 0 && row.matrix + row.dim <= weight.size(0) && row.group >= 0 &&
-            row.group < bias.size(0),
+        row.matrix >= 0 && row.matrix + row.dim <= args.weight.size(0) && row.group >= 0 &&
+            row.group < args.bias.size(0),
         op, ": no matrix for rows of dim ", row.dim, " in field ",
         static_cast<int64_t>(l) % fields);
   }
@@ -97,7 +79,7 @@ void project_columns(
 
 Tensor lookup_linear(
     const Tensor& values,   // [E]
-    const Tensor& index,    // [blocks, 4]
+    const Tensor& index,    // [blocks, 4] or [words]
     const Tensor& indices,  // [L]
     const Tensor& groups,   // [F, D + 1, 2]
     const Tensor& weight,   // [S, O]
@@ -106,16 +88,17 @@ Tensor lookup_linear(
     int64_t width,
     int64_t granule) {
   const char* op = "lookup_linear";
-  check_vector(op, "values", values);
-  check_vector(op, "indices", indices);
-  const PackedRows rows = packed_rows(op, index, num_rows, width, granule, values.size(0));
+  const LinearArgs args{values, indices, groups,
+                        weight, bias,    {index, num_rows, width, granule, values.size(0)}};
+  check_linear(op, args);
+  check_last_row(op, args.rows);
   const int64_t lookups = indices.size(0);
   const int64_t outputs = weight.size(1);
   Tensor out = torch::stable::new_empty(values, {lookups, outputs});
   if (lookups == 0) return out;
   dispatch_values(op, values, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
-    const auto decoded = decode<T>(op, values, rows, indices, groups, weight, bias);
+    const auto decoded = decode<T>(op, args);
     T* const to = mutable_data<T>(out);
     const T* const matrices = data<T>(weight);
     constexpr int64_t step = Vec<T>::kLanes;
@@ -223,7 +206,7 @@ void bias_backward(
 std::tuple<Tensor, Tensor, Tensor> lookup_linear_backward(
     const Tensor& grad,     // [L, O]
     const Tensor& values,   // [E]
-    const Tensor& index,    // [blocks, 4]
+    const Tensor& index,    // [blocks, 4] or [words]
     const Tensor& indices,  // [L]
     const Tensor& groups,   // [F, D + 1, 2]
     const Tensor& weight,   // [S, O]
@@ -232,21 +215,19 @@ std::tuple<Tensor, Tensor, Tensor> lookup_linear_backward(
     int64_t width,
     int64_t granule) {
   const char* op = "lookup_linear_backward";
-  check_vector(op, "values", values);
-  check_vector(op, "indices", indices);
-  const PackedRows rows = packed_rows(op, index, num_rows, width, granule, values.size(0));
+  const LinearArgs args{values, indices, groups,
+                        weight, bias,    {index, num_rows, width, granule, values.size(0)}};
+  check_linear(op, args);
+  check_last_row(op, args.rows);
   const int64_t lookups = indices.size(0);
   const int64_t outputs = weight.size(1);
-  check(
-      grad.dim() == 2 && grad.is_contiguous() && grad.size(0) == lookups &&
-          grad.size(1) == outputs && grad.scalar_type() == values.scalar_type(),
-      op, ": grad must be contiguous [", lookups, ", ", outputs, "], of the dtype of values");
+  check_linear_grad(op, args, grad);
   Tensor row_grad = torch::stable::new_empty(values, {lookups, width});
   Tensor weight_grad = torch::stable::new_empty(values, {weight.size(0), outputs});
   Tensor bias_grad = torch::stable::new_empty(values, {bias.size(0), outputs});
   dispatch_values(op, values, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
-    const auto decoded = decode<T>(op, values, rows, indices, groups, weight, bias);
+    const auto decoded = decode<T>(op, args);
     const T* const from = data<T>(grad);
     rows_backward(decoded, from, data<T>(weight), outputs, mutable_data<T>(row_grad), width);
     weight_backward(decoded, from, outputs, weight.size(0), mutable_data<T>(weight_grad));

@@ -1,6 +1,7 @@
 // Rows moved to other places and other dims: bytes are copied, so that every dtype is one loop. The
 // moves are checked before anything is written; their targets do not overlap, so threads write
 // disjoint memory.
+#include "../move.h"
 #include "dispatch.h"
 
 #include <cstring>
@@ -10,55 +11,12 @@ namespace {
 
 constexpr int64_t kMovesAtATime = 1024;
 
-struct Move {
-  int64_t source;  // of the first number in values
-  int64_t target;  // of the first number in out
-  int64_t kept;    // numbers copied
-  int64_t dim;     // numbers written; zeros beyond kept
-
-  bool is_inside(int64_t numbers, int64_t written) const {
-    return kept >= 0 && dim >= kept && source >= 0 && target >= 0 && source <= numbers - kept &&
-           target <= written - dim;
-  }
-};
-
-int64_t number_bytes(const char* op, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Byte:
-    case ScalarType::Char:
-    case ScalarType::Bool:
-    case ScalarType::Float8_e4m3fn:
-    case ScalarType::Float8_e5m2: return 1;
-    case ScalarType::Half:
-    case ScalarType::BFloat16:
-    case ScalarType::Short:
-    case ScalarType::UInt16: return 2;
-    case ScalarType::Float:
-    case ScalarType::Int:
-    case ScalarType::UInt32: return 4;
-    case ScalarType::Double:
-    case ScalarType::Long:
-    case ScalarType::UInt64: return 8;
-    default:
-      fail(
-          op, ": values must have numbers of 1, 2, 4 or 8 bytes, got ",
-          torch::headeronly::toString(tensor.scalar_type()));
-  }
-}
-
 void repack_(
     const Tensor& out,      // [new E], changed
     const Tensor& values,   // [E]
     const Tensor& moves) {  // [M, 4]
   const char* op = "repack";
-  check_vector(op, "out", out);
-  check_vector(op, "values", values);
-  check(out.scalar_type() == values.scalar_type(), op, ": out must have the dtype of values");
-  check(
-      moves.scalar_type() == ScalarType::Long && moves.dim() == 2 && moves.size(1) == 4 &&
-          moves.is_contiguous(),
-      op, ": moves must be a contiguous int64 tensor [M, 4]: source, target, kept, dim");
-  const int64_t bytes = number_bytes(op, values);
+  const int64_t bytes = check_repack(op, out, values, moves);
   const int64_t count = moves.size(0);
   if (count == 0) return;
   const Move* const plan = reinterpret_cast<const Move*>(data<int64_t>(moves));

@@ -10,8 +10,6 @@
 namespace varemb {
 namespace {
 
-enum class Algorithm : int64_t { kSgd = 0, kAdagrad = 1, kRowWiseAdagrad = 2, kAdam = 3 };
-
 // Where the numbers of `hyper` [6] stand; float64, so that one tensor serves every step and a
 // captured graph.
 struct Hyper {
@@ -149,71 +147,38 @@ struct Adam {
 };
 
 template <typename T>
-Slices<T> checked_slices(
-    const char* op,
-    const Tensor& values,
-    const std::optional<Tensor>& state1,
-    const std::optional<Tensor>& state2,
-    Algorithm algorithm,
-    int64_t num_rows) {
+Slices<T> slices_of(const StepArgs& args) {
   using Acc = typename Wide<T>::type;
-  const auto checked = [&](const char* name, const std::optional<Tensor>& state, bool needed,
-                           int64_t size) -> Acc* {
-    check(
-        state.has_value() == needed, op, ": ", name,
-        needed ? " is missing" : " does not belong to this optimizer");
-    if (!needed) return nullptr;
-    check_vector(op, name, *state);
-    constexpr auto dtype = sizeof(Acc) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
-    check(
-        state->scalar_type() == dtype && state->size(0) == size, op, ": ", name, " must have ",
-        size, " numbers of ", torch::headeronly::toString(dtype), ", got ", state->size(0));
-    return mutable_data<Acc>(*state);
-  };
-  const int64_t numbers = values.size(0);
-  const bool row_wise = algorithm == Algorithm::kRowWiseAdagrad;
   return {
-      mutable_data<T>(values),
-      checked("state1", state1, algorithm != Algorithm::kSgd, row_wise ? num_rows : numbers),
-      checked("state2", state2, algorithm == Algorithm::kAdam, numbers)};
+      mutable_data<T>(args.values), mutable_data_or_null<Acc>(args.state1),
+      mutable_data_or_null<Acc>(args.state2)};
 }
 
-Hyper checked_hyper(const char* op, const Tensor& hyper) {
-  check(
-      hyper.scalar_type() == ScalarType::Double && hyper.dim() == 1 && hyper.size(0) == 6 &&
-          hyper.is_contiguous(),
-      op, ": hyper must be float64 [6]: lr, weight_decay, eps, beta1, beta2, step");
+Hyper hyper_of(const Tensor& hyper) {
   const double* h = data<double>(hyper);
   return {h[0], h[1], h[2], h[3], h[4], h[5]};
 }
 
 // Calls body with how to store new values; the choice stands outside of every loop.
 template <typename T, typename Body>
-void dispatch_store(const char* op, const std::optional<Tensor>& rounding, const Body& body) {
-  if (!rounding) return body(Nearest{});
-  check(
-      rounding->scalar_type() == ScalarType::Long && rounding->dim() == 1 &&
-          rounding->size(0) == 2 && rounding->is_contiguous(),
-      op, ": rounding must be int64 [2]: seed, offset");
+void dispatch_store(const std::optional<Tensor>& rounding, const Body& body) {
   if constexpr (sizeof(T) == 2) {
-    const int64_t* numbers = data<int64_t>(*rounding);
-    body(Stochastic{numbers[0], numbers[1]});
-  } else {
-    fail(
-        op, ": rounding needs values of float16 or bfloat16, got ",
-        sizeof(T) == sizeof(float) ? "float32" : "float64");
+    if (rounding) {
+      const int64_t* numbers = data<int64_t>(*rounding);
+      return body(Stochastic{numbers[0], numbers[1]});
+    }
   }
+  body(Nearest{});
 }
 
 template <typename T, typename Body>
-void dispatch_rule(const char* op, int64_t algorithm, const Hyper& hyper, const Body& body) {
-  switch (static_cast<Algorithm>(algorithm)) {
+void dispatch_rule(Algorithm algorithm, const Hyper& hyper, const Body& body) {
+  switch (algorithm) {
     case Algorithm::kSgd: return body(Sgd<T>(hyper));
     case Algorithm::kAdagrad: return body(Adagrad<T>(hyper));
     case Algorithm::kRowWiseAdagrad: return body(RowWiseAdagrad<T>(hyper));
     case Algorithm::kAdam: return body(Adam<T>(hyper));
   }
-  fail(op, ": unknown algorithm ", algorithm);
 }
 
 // The gradient of a register of numbers: g + weight_decay * p.
@@ -230,7 +195,7 @@ void update_(
     const std::optional<Tensor>& state2,    // [E], changed
     const Tensor& hyper,                    // [6]
     const std::optional<Tensor>& rounding,  // [2]
-    const Tensor& index,                    // [blocks, 4]
+    const Tensor& index,                    // [blocks, 4], packed
     const Tensor& positions,  // [n] ascending: every touched row from its first number on
     const Tensor& grad,       // [n]
     int64_t num_rows,
@@ -238,14 +203,12 @@ void update_(
     int64_t granule,
     int64_t algorithm) {
   const char* op = "update";
-  check_vector(op, "values", values);
-  check_vector(op, "positions", positions);
-  check_vector(op, "grad", grad);
-  check(positions.scalar_type() == ScalarType::Long, op, ": positions must be int64");
-  check(grad.size(0) == positions.size(0), op, ": grad and positions must have the same length");
-  check(grad.scalar_type() == values.scalar_type(), op, ": grad must have the dtype of values");
-  const PackedRows rows = packed_rows(op, index, num_rows, width, granule, values.size(0));
-  const Hyper numbers = checked_hyper(op, hyper);
+  const StepArgs args{values, state1, state2, hyper, rounding, num_rows, algorithm};
+  const RowsArgs where{index, num_rows, width, granule, values.size(0)};
+  const Algorithm rule_name = check_update(op, args, where, positions, grad);
+  check_last_row(op, where);
+  const PackedRows rows = packed_rows(where);
+  const Hyper numbers = hyper_of(hyper);
   const int64_t* const places = data<int64_t>(positions);
   const int64_t count = positions.size(0);
   for (int64_t i = 0; i < count; ++i) {
@@ -256,8 +219,7 @@ void update_(
   }
   dispatch_values(op, values, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
-    const auto slices =
-        checked_slices<T>(op, values, state1, state2, static_cast<Algorithm>(algorithm), num_rows);
+    const auto slices = slices_of<T>(args);
     const Vec<T> decay = Vec<T>::fill(static_cast<typename Wide<T>::type>(numbers.weight_decay));
     const auto step = [&](const auto& rule, const auto& store) {
       const BadIndex bad = parallel_lookup(count, 4096, [&](int64_t begin, int64_t end) {
@@ -282,12 +244,11 @@ void update_(
         return first;
       });
       check(
-          bad.position == std::numeric_limits<int64_t>::max(), op,
-          ": a row's gradient must begin at its first number, position ", bad.index,
-          " is inside a row");
+          !bad.is_bad(), op, ": a row's gradient must begin at its first number, position ",
+          bad.index, " is inside a row");
     };
-    dispatch_store<T>(op, rounding, [&](const auto& store) {
-      dispatch_rule<T>(op, algorithm, numbers, [&](const auto& rule) { step(rule, store); });
+    dispatch_store<T>(rounding, [&](const auto& store) {
+      dispatch_rule<T>(rule_name, numbers, [&](const auto& rule) { step(rule, store); });
     });
   });
 }
@@ -312,19 +273,18 @@ void coalesce_update_(
     bool include_last_offset,
     int64_t algorithm) {
   const char* op = "coalesce_update";
-  check_vector(op, "values", values);
-  check(grad.scalar_type() == values.scalar_type(), op, ": grad must have the dtype of values");
+  const StepArgs step_args{values, state1, state2, hyper, rounding, num_rows, algorithm};
   const GradientArgs args{
       grad,    index,    indices, offsets, per_sample_weights, limit,
       winners, num_rows, granule, mode,    padding_idx,        include_last_offset};
-  const Hyper numbers = checked_hyper(op, hyper);
+  const Algorithm rule_name = check_coalesce_update(op, step_args, args);
+  const Hyper numbers = hyper_of(hyper);
   dispatch_values(op, values, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
-    const auto slices =
-        checked_slices<T>(op, values, state1, state2, static_cast<Algorithm>(algorithm), num_rows);
+    const auto slices = slices_of<T>(step_args);
     const Gradient<T> gradient(op, args, values.size(0));
     const Vec<T> decay = Vec<T>::fill(static_cast<typename Wide<T>::type>(numbers.weight_decay));
-    const bool per_row = static_cast<Algorithm>(algorithm) == Algorithm::kRowWiseAdagrad;
+    const bool per_row = rule_name == Algorithm::kRowWiseAdagrad;
     const auto step = [&](const auto& rule, const auto& store) {
       torch::stable::parallel_for(0, gradient.chunks(), 1, [&](int64_t begin, int64_t end) {
         for (int64_t chunk = begin; chunk < end; ++chunk) {
@@ -348,8 +308,8 @@ void coalesce_update_(
         }
       });
     };
-    dispatch_store<T>(op, rounding, [&](const auto& store) {
-      dispatch_rule<T>(op, algorithm, numbers, [&](const auto& rule) { step(rule, store); });
+    dispatch_store<T>(rounding, [&](const auto& store) {
+      dispatch_rule<T>(rule_name, numbers, [&](const auto& rule) { step(rule, store); });
     });
   });
 }

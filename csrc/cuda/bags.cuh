@@ -6,8 +6,6 @@
 namespace varemb {
 namespace {
 
-enum class Pool : int64_t { kSum = 0, kMean = 1, kMax = 2 };
-
 struct Bags {
   Integers offsets;  // [G] or [G + 1]
   int64_t bags;

@@ -23,10 +23,11 @@ Tensor coalesce_dense(
   const GradientArgs args{
       grad,    index,    indices, offsets, per_sample_weights, limit,
       winners, num_rows, granule, mode,    padding_idx,        include_last_offset};
-  const Device device(
-      "coalesce_dense", grad, index, indices, offsets, per_sample_weights, limit, winners);
+  const char* op = "coalesce_dense";
+  check_gradient(op, args, numbers);
+  const Device device(op, grad, index, indices, offsets, per_sample_weights, limit, winners);
   Tensor out = torch::stable::new_zeros(grad, {numbers});
-  dispatch_values(device.op, grad, [&](auto value_type) {
+  dispatch_values(op, grad, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
     const Gradient<T> gradient(device, args, numbers);
     gradient.sum_into(DenseSink<T>{mutable_data<T>(out)});
@@ -52,19 +53,21 @@ std::tuple<Tensor, Tensor> coalesce(
   const GradientArgs args{
       grad,    index,    indices, offsets, per_sample_weights, limit,
       winners, num_rows, granule, mode,    padding_idx,        include_last_offset};
-  const Device device(
-      "coalesce", grad, index, indices, offsets, per_sample_weights, limit, winners);
+  const char* op = "coalesce";
+  check_gradient(op, args, numbers);
+  check_packed(op, index);
+  const Device device(op, grad, index, indices, offsets, per_sample_weights, limit, winners);
   std::optional<Tensor> positions, sums;
-  dispatch_values(device.op, grad, [&](auto value_type) {
+  dispatch_values(op, grad, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
     const Gradient<T> gradient(device, args, numbers);
     const int64_t entries = gradient.capacity() + 1;
     const Tensor dims = device.scratch<int64_t>(entries);
     const Tensor first = device.scratch<int64_t>(entries);
     check_cuda(
-        device.op, cudaMemsetAsync(
-                       mutable_data<int64_t>(dims), 0,
-                       static_cast<size_t>(entries) * sizeof(int64_t), device.stream));
+        op, cudaMemsetAsync(
+                mutable_data<int64_t>(dims), 0, static_cast<size_t>(entries) * sizeof(int64_t),
+                device.stream));
     if (gradient.call().lookups > 0) {
       device.launch(
           run_dim_kernel<T>, device.blocks<1>(entries), gradient.call(), gradient.runs(),
@@ -73,10 +76,10 @@ std::tuple<Tensor, Tensor> coalesce(
     device.sum_before(data<int64_t>(dims), mutable_data<int64_t>(first), entries);
     int64_t touched = 0;
     check_cuda(
-        device.op, cudaMemcpyAsync(
-                       &touched, data<int64_t>(first) + entries - 1, sizeof(touched),
-                       cudaMemcpyDeviceToHost, device.stream));
-    check_cuda(device.op, cudaStreamSynchronize(device.stream));
+        op, cudaMemcpyAsync(
+                &touched, data<int64_t>(first) + entries - 1, sizeof(touched),
+                cudaMemcpyDeviceToHost, device.stream));
+    check_cuda(op, cudaStreamSynchronize(device.stream));
     positions = torch::stable::new_empty(grad, {touched}, ScalarType::Long);
     sums = torch::stable::new_empty(grad, {touched});
     gradient.sum_into(

@@ -76,21 +76,10 @@ struct Integers {
   }
 };
 
-// How many numbers of a row a lookup may read: all, or a limit for all lookups or for each.
-struct Limit {
-  const int32_t* numbers = nullptr;  // [1] or [L]
-  int64_t stride = 0;
-
-  __device__ int32_t apply(int32_t dim, int64_t position) const {
-    if (numbers == nullptr) return dim;
-    const int32_t limit = numbers[position * stride];
-    return limit < 0 ? 0 : limit < dim ? limit : dim;
-  }
-};
-
 // The rows of a table with the length of its flat buffers, against which every row is checked.
+template <typename Rows>
 struct Table {
-  PackedRows rows;
+  Rows rows;
   int64_t numbers;  // E
 
   __device__ bool holds(int64_t row) const { return row >= 0 && row < rows.num_rows; }
@@ -98,6 +87,7 @@ struct Table {
   __device__ Row operator()(int64_t row) const {
     VAREMB_DEVICE_ASSERT(holds(row) && "an index is outside the table");
     const Row where = rows(row);
+    VAREMB_DEVICE_ASSERT(is_present(where) && "the table has no row of this index");
     VAREMB_DEVICE_ASSERT(holds(where) && "the index describes more numbers than there are");
     return where;
   }
@@ -107,6 +97,7 @@ struct Table {
   template <int kRows>
   __device__ void find(const int64_t (&asked)[kRows], Row (&where)[kRows]) const {
     bool is_inside = true;
+    bool has_all = true;
     bool is_described = true;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
@@ -114,12 +105,19 @@ struct Table {
       where[i] = rows(holds(asked[i]) ? asked[i] : 0);
     }
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) is_described = is_described && holds(where[i]);
+    for (int i = 0; i < kRows; ++i) {
+      has_all = has_all && is_present(where[i]);
+      is_described = is_described && holds(where[i]);
+    }
     VAREMB_DEVICE_ASSERT(is_inside && "an index is outside the table");
+    VAREMB_DEVICE_ASSERT(has_all && "the table has no row of this index");
     VAREMB_DEVICE_ASSERT(is_described && "the index describes more numbers than there are");
   }
 
  private:
+  __device__ static bool is_present(const Row& where) {
+    return !Rows::kMayLackRows || where.dim >= 0;
+  }
   __device__ bool holds(const Row& where) const {
     return where.offset >= 0 && where.offset + where.dim <= numbers;
   }

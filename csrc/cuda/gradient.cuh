@@ -17,7 +17,7 @@ constexpr int kWindow = 64;
 template <typename T>
 struct LookedUp {
   const T* grad;  // [L, D], or [G, D] in bags
-  Table table;
+  Table<EitherRows> table;
   Integers indices;  // [L]
   Limit limit;
   int64_t lookups;

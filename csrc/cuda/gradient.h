@@ -1,4 +1,4 @@
-// Host part of the gradient operations: contract, sort, runs, and the launches that sum them.
+// Host part of the gradient operations: sort, runs, and the launches that sum them.
 #pragma once
 
 #include "gradient.cuh"
@@ -7,27 +7,12 @@
 namespace varemb {
 namespace {
 
-// The arguments that every gradient operation takes, as they came from the dispatcher.
-struct GradientArgs {
-  const Tensor& grad;                               // [L, D], or [G, D] with offsets
-  const Tensor& index;                              // [blocks, 4]
-  const Tensor& indices;                            // [L]
-  const std::optional<Tensor>& offsets;             // [G] or [G + 1]: a pooled lookup
-  const std::optional<Tensor>& per_sample_weights;  // [L]
-  const std::optional<Tensor>& limit;               // [1] or [L]
-  const std::optional<Tensor>& winners;             // [G, D], max only
-  int64_t num_rows;
-  int64_t granule;
-  int64_t mode;
-  int64_t padding_idx;
-  bool include_last_offset;
-};
-
 template <typename T>
 class Gradient {
  public:
   using Acc = WideOf<T>;
 
+  // The arguments must have been checked.
   Gradient(const Device& device, const GradientArgs& args, int64_t numbers)
       : device_(device), width_(args.grad.size(1)) {
     read(args, numbers);
@@ -62,53 +47,18 @@ class Gradient {
 
  private:
   void read(const GradientArgs& args, int64_t numbers) {
-    const char* op = device_.op;
-    check(
-        args.grad.dim() == 2 && args.grad.is_contiguous(), op,
-        ": grad must be contiguous, two-dimensional");
     call_.grad = data<T>(args.grad);
-    call_.table = table_of(op, args.index, args.num_rows, width_, args.granule, numbers);
-    call_.indices = integers(op, "indices", args.indices);
+    call_.table = table_of(args.rows(numbers));
+    call_.indices = integers_of(args.indices);
     call_.lookups = args.indices.size(0);
-    check(
-        call_.lookups <= std::numeric_limits<int32_t>::max(), op,
-        ": at most 2^31 - 1 indices in a call, got ", call_.lookups);
-    call_.limit = limit_of(op, args.limit, call_.lookups);
+    check_lookups(device_.op, call_.lookups);
+    call_.limit = limit_of(args.limit);
     call_.padding_idx = args.padding_idx;
+    call_.weights = data_or_null<T>(args.per_sample_weights);
     call_.winners = data_or_null<int32_t>(args.winners);
-    if (!args.offsets) {
-      check(
-          args.grad.size(0) == call_.lookups, op, ": grad has ", args.grad.size(0), " rows for ",
-          call_.lookups, " indices");
-      return;
-    }
-    if (args.per_sample_weights) {
-      check(
-          args.per_sample_weights->scalar_type() == args.grad.scalar_type(), op,
-          ": per_sample_weights must have the dtype of grad");
-      check_vector(op, "per_sample_weights", *args.per_sample_weights);
-      check(
-          args.per_sample_weights->size(0) == call_.lookups, op, ": per_sample_weights has ",
-          args.per_sample_weights->size(0), " numbers for ", call_.lookups, " indices");
-      call_.weights = data<T>(*args.per_sample_weights);
-    }
-    const Pool pool = pool_of(op, args.mode);
-    check(
-        (pool == Pool::kMax) == (call_.winners != nullptr), op,
-        ": winners belong to max, and only to max");
-    check(
-        !args.winners ||
-            (args.winners->scalar_type() == ScalarType::Int && args.winners->is_contiguous() &&
-             args.winners->dim() == 2 && args.winners->size(0) == args.grad.size(0) &&
-             args.winners->size(1) == width_),
-        op, ": winners must be contiguous int32 of the shape of grad");
-    call_.bags = bags_of(op, *args.offsets, call_.lookups, args.include_last_offset);
-    check(
-        args.grad.size(0) == call_.bags.bags, op, ": grad has ", args.grad.size(0),
-        " bags, offsets describe ", call_.bags.bags);
-    check(
-        call_.bags.bags <= std::numeric_limits<int32_t>::max(), op,
-        ": at most 2^31 - 1 bags in a call, got ", call_.bags.bags);
+    if (!args.offsets) return;
+    call_.bags = bags_of(*args.offsets, call_.lookups, args.include_last_offset);
+    const Pool pool = static_cast<Pool>(args.mode);
     if (pool == Pool::kMean && call_.bags.bags > 0) {
       shares_ = device_.template scratch<Acc>(call_.bags.bags);
       device_.launch(

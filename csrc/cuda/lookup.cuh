@@ -9,10 +9,10 @@ namespace {
 // A group of lanes writes kRows rows of the output, so that as many rows are on their way at once.
 // Reads an index block and the row's own numbers, writes numbers and zeros in one pass; rows are
 // not sorted. Deterministic.
-template <typename T, int kLanes, int kRows>
+template <typename T, typename Rows, int kLanes, int kRows>
 __global__ void __launch_bounds__(kThreads) lookup_forward_kernel(
     const T* __restrict__ values,  // [E]
-    Table table,
+    Table<Rows> table,
     Integers indices,  // [L]
     Limit limit,
     int64_t lookups,

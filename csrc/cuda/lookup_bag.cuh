@@ -19,12 +19,15 @@ constexpr int kBlocks = sizeof(T) == 8   ? 4
 constexpr int kMaxColumns = 8;  // that a lane keeps for the maximum
 
 // What a call pools.
-template <typename T>
+template <typename ValueType, typename RowsType>
 struct Pooled {
-  const T* values;  // [E]
-  Table table;
-  Integers indices;  // [L]
-  const T* weights;  // [L] or null
+  using Value = ValueType;
+  using Rows = RowsType;
+
+  const Value* values;  // [E]
+  Table<Rows> table;
+  Integers indices;      // [L]
+  const Value* weights;  // [L] or null
   Limit limit;
   Bags bags;
   int64_t padding_idx;
@@ -32,7 +35,7 @@ struct Pooled {
 
 // Lookups of a bag, one in each lane of a warp's part of the group: their rows are found by one
 // chain of loads for all of them, and then handed around.
-template <typename T, int kLanes>
+template <typename T, typename Rows, int kLanes>
 struct Found {
   static constexpr int kCount = kLanes < 32 ? kLanes : 32;
 
@@ -40,7 +43,7 @@ struct Found {
   int32_t dim = -1;      // -1: past the bag's end, or a lookup that does not count
   WideOf<T> weight = 0;  // zero then, so that the product with a missing number is one, too
 
-  __device__ static Found at(const Pooled<T>& call, int64_t first, int64_t end) {
+  __device__ static Found at(const Pooled<T, Rows>& call, int64_t first, int64_t end) {
     Found found;
     const int64_t position = first + threadIdx.x % kCount;
     if (position >= end) return found;
@@ -67,16 +70,20 @@ struct Found {
 
 // Calls visit(kRows found lookups, position of the first) for a bag's lookups in their order; the
 // next lookups are found while these are read.
-template <typename T, int kLanes, int kRows, typename Visit>
-__device__ void each_lookup(const Pooled<T>& call, int64_t begin, int64_t end, const Visit& visit) {
-  using Rows = Found<T, kLanes>;
-  static_assert(Rows::kCount % kRows == 0);
-  Rows next = Rows::at(call, begin, end);
-  for (int64_t first = begin; first < end; first += Rows::kCount) {
-    const Rows found = next;
-    next = Rows::at(call, first + Rows::kCount, end);
-    for (int i = 0; i < Rows::kCount && first + i < end; i += kRows) {
-      Rows rows[kRows];
+template <int kLanes, int kRows, typename T, typename Rows, typename Visit>
+__device__ void each_lookup(
+    const Pooled<T, Rows>& call,
+    int64_t begin,
+    int64_t end,
+    const Visit& visit) {
+  using Lookups = Found<T, Rows, kLanes>;
+  static_assert(Lookups::kCount % kRows == 0);
+  Lookups next = Lookups::at(call, begin, end);
+  for (int64_t first = begin; first < end; first += Lookups::kCount) {
+    const Lookups found = next;
+    next = Lookups::at(call, first + Lookups::kCount, end);
+    for (int i = 0; i < Lookups::kCount && first + i < end; i += kRows) {
+      Lookups rows[kRows];
 #pragma unroll
       for (int r = 0; r < kRows; ++r) rows[r] = found.from(i + r);
       visit(rows, first + i);
@@ -84,10 +91,10 @@ __device__ void each_lookup(const Pooled<T>& call, int64_t begin, int64_t end, c
   }
 }
 
-template <typename T, int kRows, typename Rows>
+template <typename T, int kRows, typename Lookups>
 __device__ void load_packs(
     const T* values,
-    const Rows (&rows)[kRows],
+    const Lookups (&rows)[kRows],
     int column,
     Pack<T> (&packs)[kRows]) {
 #pragma unroll
@@ -96,9 +103,9 @@ __device__ void load_packs(
 }
 
 // Lookups of a bag that count. All lanes of the group must call it.
-template <typename T, int kLanes>
+template <typename T, typename Rows, int kLanes>
 __device__ int64_t
-count_kept(const Pooled<T>& call, const Group<kLanes>& group, int64_t begin, int64_t end) {
+count_kept(const Pooled<T, Rows>& call, const Group<kLanes>& group, int64_t begin, int64_t end) {
   if (call.padding_idx < 0) return end - begin;
   int64_t count = 0;
   for (int64_t i = begin + group.lane; i < end; i += kLanes)
@@ -108,9 +115,9 @@ count_kept(const Pooled<T>& call, const Group<kLanes>& group, int64_t begin, int
 
 // A group of lanes per bag adds the bag's rows in registers, in the order of its lookups, kRows on
 // their way at once. A narrow row is read only where it has numbers. Deterministic.
-template <typename T, int kLanes, int kRows, bool kIsMean>
+template <typename T, typename Rows, int kLanes, int kRows, bool kIsMean>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>) lookup_bag_sum_forward_kernel(
-    Pooled<T> call,
+    Pooled<T, Rows> call,
     T* __restrict__ out) {  // [G, D]
   using Sum = Tile<T, kLanes>;
   const Group<kLanes> group;
@@ -125,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) lookup_bag_sum_forward_k
     }
     Sum sum;
     sum.fill(0);
-    each_lookup<T, kLanes, kRows>(call, begin, end, [&](const auto& rows, int64_t) {
+    each_lookup<kLanes, kRows>(call, begin, end, [&](const auto& rows, int64_t) {
       int widest = rows[0].dim;
 #pragma unroll
       for (int r = 1; r < kRows; ++r) widest = rows[r].dim > widest ? rows[r].dim : widest;
@@ -152,9 +159,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) lookup_bag_sum_forward_k
 // counting as zeros, and which lookup gave it: the first of equals; NaN wins and stays. Each number
 // needs a second register for its winner, so a lane keeps kMaxColumns at a time and a wide table is
 // read in parts. Deterministic.
-template <typename T, int kLanes, int kRows>
+template <typename T, typename Rows, int kLanes, int kRows>
 __global__ void __launch_bounds__(kThreads, kBlocks<T>) lookup_bag_max_forward_kernel(
-    Pooled<T> call,
+    Pooled<T, Rows> call,
     T* __restrict__ out,              // [G, D]
     int32_t* __restrict__ winners) {  // [G, D], -1 where the bag is empty
   constexpr int kPack = Pack<T>::kSize;
@@ -187,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) lookup_bag_max_forward_k
         }
       }
     };
-    each_lookup<T, kLanes, kRows>(call, call.bags.begin(bag), call.bags.end(bag), compete);
+    each_lookup<kLanes, kRows>(call, call.bags.begin(bag), call.bags.end(bag), compete);
 #pragma unroll
     for (int at = 0; at < kMaxColumns; ++at) {
       const int column = first_column + at / kPack * kLanes * kPack + at % kPack;
@@ -200,9 +207,9 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>) lookup_bag_max_forward_k
 
 // A group of lanes per lookup: the product of its row with the gradient of its bag; 0 for lookups
 // that do not count or lie in no bag. Deterministic.
-template <typename T, int kLanes>
+template <typename T, typename Rows, int kLanes>
 __global__ void __launch_bounds__(kThreads) lookup_bag_weights_backward_kernel(
-    Pooled<T> call,
+    Pooled<T, Rows> call,
     const T* __restrict__ grad,  // [G, D]
     T* __restrict__ out) {       // [L]
   const Group<kLanes> group;

@@ -12,46 +12,18 @@ constexpr int64_t kFewestLookups = 256;  // of a part, so that adding the parts 
 
 constexpr int64_t divide_up(int64_t number, int64_t by) { return (number + by - 1) / by; }
 
-// The arguments that both operations take, as they came from the dispatcher.
-struct LinearArgs {
-  const Tensor& values;   // [E]
-  const Tensor& index;    // [blocks, 4]
-  const Tensor& indices;  // [L]
-  const Tensor& groups;   // [F, D + 1, 2]
-  const Tensor& weight;   // [S, O]
-  const Tensor& bias;     // [C, O]
-  int64_t num_rows;
-  int64_t width;
-  int64_t granule;
-};
-
 template <typename T>
 Projected<T> projected(const char* op, const LinearArgs& args) {
-  const auto& [values, index, indices, groups, weight, bias, num_rows, width, granule] = args;
-  check_vector(op, "values", values);
-  const Table table = table_of(op, index, num_rows, width, granule, values.size(0));
-  const Integers rows = integers(op, "indices", indices);
+  const auto& [values, indices, groups, weight, bias, rows] = args;
   const int64_t lookups = indices.size(0);
+  check_lookups(op, lookups);
   check(
-      lookups <= std::numeric_limits<int32_t>::max(), op,
-      ": at most 2^31 - 1 indices in a call, got ", lookups);
-  check(
-      groups.scalar_type() == ScalarType::Long && groups.dim() == 3 && groups.is_contiguous() &&
-          groups.size(0) > 0 && groups.size(1) == width + 1 && groups.size(2) == 2,
-      op, ": groups must be a contiguous int64 tensor [fields, width + 1, 2]");
-  check(
-      groups.size(0) * groups.size(1) <= std::numeric_limits<int32_t>::max(), op,
+      groups.size(0) * groups.size(1) <= kMost32, op,
       ": at most 2^31 - 1 pairs of a field and a dim, got ", groups.size(0) * groups.size(1));
-  check(
-      weight.dim() == 2 && weight.is_contiguous() && bias.dim() == 2 && bias.is_contiguous() &&
-          weight.size(1) == bias.size(1),
-      op, ": weight [S, O] and bias [C, O] must be contiguous, with the same O");
-  check(
-      weight.scalar_type() == values.scalar_type() && bias.scalar_type() == values.scalar_type(),
-      op, ": weight and bias must have the dtype of values");
-  return {data<T>(values), table,         rows,          data<int64_t>(groups),
-          data<T>(weight), data<T>(bias), lookups,       groups.size(0),
-          weight.size(0),  bias.size(0),  weight.size(1)};
+  return {
+      data<T>(values), table_of(rows), integers_of(indices), data<int64_t>(groups), data<T>(weight),
+      data<T>(bias),   lookups,        groups.size(0),       weight.size(0),        bias.size(0),
+      weight.size(1)};
 }
 
 // A call's lookups sorted by cell and cut into tiles; how many tiles there are, only the device
@@ -122,7 +94,7 @@ void weights_backward(
 
 Tensor lookup_linear(
     const Tensor& values,   // [E]
-    const Tensor& index,    // [blocks, 4]
+    const Tensor& index,    // [blocks, 4] or [words]
     const Tensor& indices,  // [L]
     const Tensor& groups,   // [F, D + 1, 2]
     const Tensor& weight,   // [S, O]
@@ -131,7 +103,9 @@ Tensor lookup_linear(
     int64_t width,
     int64_t granule) {
   const char* op = "lookup_linear";
-  const LinearArgs args{values, index, indices, groups, weight, bias, num_rows, width, granule};
+  const LinearArgs args{values, indices, groups,
+                        weight, bias,    {index, num_rows, width, granule, values.size(0)}};
+  check_linear(op, args);
   Tensor out;
   dispatch_values(op, values, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
@@ -152,7 +126,7 @@ Tensor lookup_linear(
 std::tuple<Tensor, Tensor, Tensor> lookup_linear_backward(
     const Tensor& grad,     // [L, O]
     const Tensor& values,   // [E]
-    const Tensor& index,    // [blocks, 4]
+    const Tensor& index,    // [blocks, 4] or [words]
     const Tensor& indices,  // [L]
     const Tensor& groups,   // [F, D + 1, 2]
     const Tensor& weight,   // [S, O]
@@ -161,16 +135,14 @@ std::tuple<Tensor, Tensor, Tensor> lookup_linear_backward(
     int64_t width,
     int64_t granule) {
   const char* op = "lookup_linear_backward";
-  const LinearArgs args{values, index, indices, groups, weight, bias, num_rows, width, granule};
+  const LinearArgs args{values, indices, groups,
+                        weight, bias,    {index, num_rows, width, granule, values.size(0)}};
+  check_linear(op, args);
+  check_linear_grad(op, args, grad);
   Tensor rows_grad, weight_grad, bias_grad;
   dispatch_values(op, values, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
     const auto call = projected<T>(op, args);
-    check(
-        grad.dim() == 2 && grad.is_contiguous() && grad.size(0) == call.lookups &&
-            grad.size(1) == call.outputs && grad.scalar_type() == values.scalar_type(),
-        op, ": grad must be contiguous [", call.lookups, ", ", call.outputs,
-        "], of the dtype of values");
     const Device device(op, values, grad, index, indices, groups, weight, bias);
     const int64_t rows_shape[] = {call.lookups, width};  // nvcc garbles braced arguments here
     const int64_t weight_shape[] = {call.matrix_rows, call.outputs};

@@ -16,7 +16,7 @@ constexpr int kTileDepth = 16;    // terms of a sum that shared memory holds at 
 template <typename T>
 struct Projected {
   const T* values;  // [E]
-  Table table;
+  Table<EitherRows> table;
   Integers indices;       // [L]
   const int64_t* groups;  // [F, D + 1, 2]: first matrix row and bias row of a cell, -1 for none
   const T* weight;        // [S, O]

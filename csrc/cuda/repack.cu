@@ -8,18 +8,14 @@ namespace {
 constexpr int kMoveLanes = 8;      // a row of few numbers still fills them
 constexpr int kNumbersAtOnce = 4;  // of a lane
 
-// Calls body(TypeTag<T>) for the unsigned integer of a number's size.
+// Calls body(TypeTag<T>) for the unsigned integer of so many bytes.
 template <typename Body>
-void dispatch_size(const char* op, const Tensor& tensor, const Body& body) {
-  switch (tensor.element_size()) {
+void dispatch_bytes(int64_t bytes, const Body& body) {
+  switch (bytes) {
     case 1: return body(TypeTag<uint8_t>{});
     case 2: return body(TypeTag<uint16_t>{});
     case 4: return body(TypeTag<uint32_t>{});
-    case 8: return body(TypeTag<uint64_t>{});
-    default:
-      fail(
-          op, ": values must have numbers of 1, 2, 4 or 8 bytes, got ",
-          torch::headeronly::toString(tensor.scalar_type()));
+    default: return body(TypeTag<uint64_t>{});
   }
 }
 
@@ -28,17 +24,11 @@ void repack_(
     const Tensor& values,   // [E]
     const Tensor& moves) {  // [M, 4]
   const char* op = "repack";
-  check_vector(op, "out", out);
-  check_vector(op, "values", values);
-  check(out.scalar_type() == values.scalar_type(), op, ": out must have the dtype of values");
-  check(
-      moves.scalar_type() == ScalarType::Long && moves.dim() == 2 && moves.size(1) == 4 &&
-          moves.is_contiguous(),
-      op, ": moves must be a contiguous int64 tensor [M, 4]: source, target, kept, dim");
+  const int64_t bytes = check_repack(op, out, values, moves);
   const Device device(op, out, values, moves);
   const int64_t count = moves.size(0);
   if (count == 0) return;
-  dispatch_size(op, values, [&](auto number_type) {
+  dispatch_bytes(bytes, [&](auto number_type) {
     using T = typename decltype(number_type)::type;
     device.launch(
         repack_kernel<T, kMoveLanes, kNumbersAtOnce>, device.blocks<kMoveLanes>(count),

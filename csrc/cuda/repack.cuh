@@ -1,22 +1,11 @@
 // Rows moved to other places and other dims. Kernels only: no torch.
 #pragma once
 
+#include "../move.h"
 #include "device.cuh"
 
 namespace varemb {
 namespace {
-
-struct Move {
-  int64_t source;  // of the first number in values
-  int64_t target;  // of the first number in out
-  int64_t kept;    // numbers copied
-  int64_t dim;     // numbers written; zeros beyond kept
-
-  __device__ bool is_inside(int64_t numbers, int64_t written) const {
-    return kept >= 0 && dim >= kept && source >= 0 && target >= 0 && source <= numbers - kept &&
-           target <= written - dim;
-  }
-};
 
 // A group of kLanes lanes per move copies kNumbers numbers per lane at a time. T is an unsigned
 // integer of the number's size. out and values may be one buffer, and a row may move to a place

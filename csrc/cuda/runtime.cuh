@@ -2,7 +2,7 @@
 // memory, and the library's sort, selection and scan.
 #pragma once
 
-#include "../checks.h"
+#include "../tensors.h"
 #include "bags.cuh"
 #include "device.cuh"
 
@@ -131,24 +131,10 @@ struct Device {
   }
 };
 
-template <typename T>
-struct TypeTag {
-  using type = T;
-};
-
 // Calls body(TypeTag<T>) for the dtype of stored numbers.
 template <typename Body>
 void dispatch_values(const char* op, const Tensor& values, const Body& body) {
-  switch (values.scalar_type()) {
-    case ScalarType::Float: return body(TypeTag<float>{});
-    case ScalarType::Double: return body(TypeTag<double>{});
-    case ScalarType::BFloat16: return body(TypeTag<__nv_bfloat16>{});
-    case ScalarType::Half: return body(TypeTag<__half>{});
-    default:
-      fail(
-          op, ": values must be float32, float64, bfloat16 or float16, got ",
-          torch::headeronly::toString(values.scalar_type()));
-  }
+  dispatch_numbers<__nv_bfloat16, __half>(op, values, body);
 }
 
 template <int kLanes>
@@ -165,64 +151,23 @@ void dispatch_lanes(int64_t width, const Body& body) {
   return body(Lanes<kThreads>{});
 }
 
-template <typename T>
-const T* data(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-template <typename T>
-T* mutable_data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-template <typename T>
-const T* data_or_null(const std::optional<Tensor>& tensor) {
-  return tensor ? data<T>(*tensor) : nullptr;
-}
-
-inline Integers integers(const char* op, const char* name, const Tensor& tensor) {
-  check_index_dtype(op, name, tensor);
-  check_vector(op, name, tensor);
+// What kernels take, of checked arguments.
+inline Integers integers_of(const Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.scalar_type() == ScalarType::Long};
 }
 
-inline Limit limit_of(const char* op, const std::optional<Tensor>& limit, int64_t lookups) {
-  check_limit(op, limit, lookups);
-  if (!limit) return {};
-  return {data<int32_t>(*limit), limit->size(0) == 1 ? 0 : 1};
+inline Table<EitherRows> table_of(const RowsArgs& args) {
+  return {either_rows(args), args.numbers};
 }
 
-inline Table table_of(
-    const char* op,
-    const Tensor& index,
-    int64_t num_rows,
-    int64_t width,
-    int64_t granule,
-    int64_t numbers) {
-  check_rows(op, index, num_rows, width, granule);
-  check(
-      reinterpret_cast<uintptr_t>(index.const_data_ptr()) % 8 == 0, op,
-      ": index must be aligned to 8 bytes");
-  const PackedRows rows{
-      data<uint8_t>(index), num_rows, static_cast<int32_t>(width), static_cast<int32_t>(granule)};
-  return {rows, numbers};
+inline Bags bags_of(const Tensor& offsets, int64_t lookups, bool include_last_offset) {
+  const int64_t bags = offsets.size(0) - (include_last_offset ? 1 : 0);
+  return {integers_of(offsets), bags, lookups, include_last_offset};
 }
 
-inline Pool pool_of(const char* op, int64_t mode) {
-  check(mode >= 0 && mode <= 2, op, ": mode must be 0 (sum), 1 (mean) or 2 (max), got ", mode);
-  return static_cast<Pool>(mode);
-}
-
-// The offsets themselves are checked where kernels read them.
-inline Bags bags_of(
-    const char* op,
-    const Tensor& offsets,
-    int64_t lookups,
-    bool include_last_offset) {
-  const Integers numbers = integers(op, "offsets", offsets);
-  const int64_t count = offsets.size(0);
-  check(!include_last_offset || count > 0, op, ": include_last_offset needs at least one offset");
-  const int64_t bags = count - (include_last_offset ? 1 : 0);
-  check(bags > 0 || lookups == 0, op, ": ", lookups, " indices need at least one bag");
-  return {numbers, bags, lookups, include_last_offset};
+// Kernels number the lookups of a call in 32 bits.
+inline void check_lookups(const char* op, int64_t lookups) {
+  check(lookups <= kMost32, op, ": at most 2^31 - 1 indices in a call, got ", lookups);
 }
 
 }  // namespace

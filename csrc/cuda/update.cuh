@@ -1,6 +1,7 @@
 // Optimizer steps on rows: values and state are read and written once. Kernels only: no torch.
 #pragma once
 
+#include "../options.h"
 #include "../rounding.h"
 #include "gradient.cuh"
 
@@ -9,8 +10,6 @@
 
 namespace varemb {
 namespace {
-
-enum class Algorithm : int64_t { kSgd = 0, kAdagrad = 1, kRowWiseAdagrad = 2, kAdam = 3 };
 
 // What a step multiplies with, made from hyper once a call so that no thread computes a power.
 template <typename Acc>
@@ -215,7 +214,7 @@ template <typename T>
 struct SparseGradient {
   const int64_t* positions;  // [n]
   const T* numbers;          // [n]
-  Table table;
+  Table<PackedRows> table;
   int64_t count;
 };
 

@@ -30,6 +30,8 @@ LINEAR = ("lookup_linear", ["ops/test_lookup_linear.py", "emulator/test_structur
 REPACK = ("repack", ["ops/test_repack.py", "emulator/test_structure.py", "-k", "repack"])
 COALESCE = ("coalesce", ["ops/test_coalesce.py", "ops/test_lookup.py", "ops/test_lookup_bag.py",
                          "-k", "coalesce or backward or limit or torchs"])  # fmt: skip
+PAGED = ("lookup", ["ops/test_layouts.py", "-k", "test_lookup_and_gradient or absent"])
+PAGED_SUM = ("coalesce", ["ops/test_layouts.py", "-k", "test_lookup_and_gradient or absent"])
 UPDATE = ("update", ["ops/test_update.py", "ops/test_rounding.py"])
 WIDE_UPDATE = ("update", ["ops/test_update.py", "-k", "row_wise and widest"])
 
@@ -105,6 +107,33 @@ MUTATIONS = [
     Mutation(
         "columns of lanes that overlap", "cuda/device.cuh",
         "return (pack * kLanes + lane) * kPack;", "return (pack * kLanes / 2 + lane) * kPack;", BAG,
+    ),
+    Mutation(
+        "a slot of too few bits", "rows.h",
+        "handle & ((1u << kSlotBits) - 1);", "handle & ((1u << (kSlotBits - 1)) - 1);", PAGED,
+    ),
+    Mutation(
+        "a chunk's base one number on", "rows.h",
+        "(word >> kDimBits) + slot", "(word >> kDimBits) + 1 + slot", PAGED,
+    ),
+    Mutation(
+        "slots counted from one", "rows.h", "slot * uint64_t(dim)", "(slot + 1) * uint64_t(dim)",
+        PAGED_SUM,
+    ),
+    Mutation(
+        "a chunk past the last one", "rows.h", "chunk < num_chunks;", "chunk <= num_chunks;", PAGED,
+    ),
+    Mutation(
+        "a row that ends past the numbers", "rows.h",
+        "if (!is_chunk || offset + dim > numbers)", "if (!is_chunk || offset > numbers)", PAGED,
+    ),
+    Mutation(
+        "handles taken for chunks", "tensors.h",
+        "data<uint64_t>(args.index) + words,", "data<uint64_t>(args.index) + words - 1,", PAGED,
+    ),
+    Mutation(
+        "absent rows that are read as empty", "cuda/device.cuh",
+        "return !Rows::kMayLackRows || where.dim >= 0;", "return true;", PAGED,
     ),
     Mutation(
         "zeros that are not written", "cuda/lookup.cuh",

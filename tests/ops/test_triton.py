@@ -174,6 +174,16 @@ def test_a_kernel_reads_nothing_for_an_index_outside_the_table(monkeypatch, bad)
     assert torch.equal(out, table.dense[[3, 0, 5]] * torch.tensor([[1.0], [0.0], [1.0]]))
 
 
+def test_a_kernel_reads_nothing_for_a_row_that_a_paged_table_lacks(monkeypatch):
+    module = sys.modules["varemb.ops.triton.lookup"]
+    monkeypatch.setattr(module, "check_indices", lambda *arguments: None)
+    dims = dims_of("equal", 40, 8).index_fill(0, torch.tensor([7]), -1)
+    table = make_table(dims, 8, layout="paged")
+    indices = torch.tensor([3, 7, 5])
+    out = kernels.lookup(table.values.detach(), table.rows.index, indices, None, 40, 8, 1)
+    assert torch.equal(out, table.dense[[3, 0, 5]] * torch.tensor([[1.0], [0.0], [1.0]]))
+
+
 def test_operations_check_their_own_contract():
     table = make_table(dims_of("uniform", 40, 8), 8)
     values, index, indices = table.values.detach(), table.rows.index, torch.tensor([1])

@@ -5,7 +5,7 @@ from varemb.ops.field_rows import field_rows
 from varemb.ops.lookup import lookup
 from varemb.ops.lookup_bag import lookup_bag
 from varemb.ops.lookup_linear import lookup_linear
-from varemb.ops.repack import repack
+from varemb.ops.repack import move_, repack
 from varemb.ops.training import Fused
 from varemb.ops.update import update_
 
@@ -16,6 +16,7 @@ __all__ = [
     "lookup",
     "lookup_bag",
     "lookup_linear",
+    "move_",
     "repack",
     "update_",
 ]

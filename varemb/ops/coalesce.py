@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from varemb.ops import reference
 from varemb.ops.backend import choose, namespace
 from varemb.ops.schemas import LIBRARIES
 from varemb.ops.training import check_call, limit_tensor, sequence
@@ -29,7 +30,7 @@ def coalesce(
 
     Args:
         grad: gradient of the zero-padded block. [*, D]
-        rows: where each row's numbers are.
+        rows: where each row's numbers are, packed.
         indices: the rows that were read. [*], int32 or int64.
         limit: as in `lookup`; numbers at or beyond every limit of their row are left out.
         padding_idx: as in `lookup`.
@@ -40,12 +41,13 @@ def coalesce(
         tensor of size [E].
 
     Raises:
-        TypeError, ValueError, IndexError: as `lookup`.
+        TypeError, ValueError, IndexError: as `lookup`, or the table is paged.
 
     Deterministic: yes, whatever the number of threads.
     """
     flat = indices.reshape(-1).contiguous()
     check_call("coalesce", grad.new_empty(1).expand(rows.numbers), rows, indices)
+    reference.refuse_paged("coalesce", rows.index)
     if grad.shape != (*indices.shape, rows.width):
         raise ValueError(
             f"coalesce: grad must have shape {[*indices.shape, rows.width]}, got {list(grad.shape)}"

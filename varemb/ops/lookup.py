@@ -47,7 +47,7 @@ def lookup(
         limit: read and train only the first so many numbers of a row: one for all, or one per
             index, shape of indices.
         padding_idx: a row that is read but never trained.
-        sparse: the gradient of values is a sparse tensor of the touched numbers.
+        sparse: the gradient of values is a sparse tensor of the touched numbers; packed only.
         fused: an optimizer to apply in backward instead of returning a gradient.
         backend: "cpu" or "reference"; by default the fastest that runs.
 
@@ -57,7 +57,7 @@ def lookup(
     Raises:
         TypeError: indices or limit are not whole numbers.
         ValueError: a shape does not fit.
-        IndexError: an index is below 0 or not below N.
+        IndexError: an index is below 0 or not below N, or its row is absent.
         RuntimeError: the backend asked for cannot run here.
 
     Deterministic: yes, whatever the number of threads.
@@ -68,7 +68,7 @@ def lookup(
     limits = limit_tensor("lookup", limit, indices)
     where = (rows.num_rows, rows.width, rows.granule)
     if is_trained(values, fused):
-        lead, last = trained_arguments(values, fused, sparse, padding_idx)
+        lead, last = trained_arguments("lookup", rows, values, fused, sparse, padding_idx)
         out = ops.lookup_trained(*lead, rows.index, flat, limits, *where, *last)
     else:
         out = ops.lookup(values, rows.index, flat, limits, *where)

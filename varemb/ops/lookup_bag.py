@@ -74,7 +74,7 @@ def lookup_bag(
     limits = limit_tensor("lookup_bag", limit, indices)
     where = (rows.num_rows, rows.width, rows.granule)
     if is_trained(values, fused, per_sample_weights):
-        lead, last = trained_arguments(values, fused, sparse, padding_idx)
+        lead, last = trained_arguments("lookup_bag", rows, values, fused, sparse, padding_idx)
         options = (MODES[mode], include_last_offset, *last)
         out, _ = ops.lookup_bag_trained(*lead, rows.index, *bags, limits, *where, *options)
     else:

@@ -75,7 +75,7 @@ def lookup_linear(
     linear = (rows.index, indices.reshape(-1).contiguous(), groups, weight, bias)
     where = (rows.num_rows, rows.width, rows.granule)
     if is_trained(values, fused, weight, bias):
-        lead, last = trained_arguments(values, fused, sparse, padding_idx)
+        lead, last = trained_arguments("lookup_linear", rows, values, fused, sparse, padding_idx)
         out = ops.lookup_linear_trained(*lead, *linear, *where, *last)
     else:
         out = ops.lookup_linear(values, *linear, *where)

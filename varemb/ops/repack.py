@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from varemb.ops.backend import choose, namespace
-from varemb.ops.reference import ROWS_PER_BLOCK
+from varemb.ops.reference import ROWS_PER_BLOCK, is_paged
 from varemb.ops.schemas import LIBRARIES
 from varemb.rows import Rows
 
@@ -25,7 +25,7 @@ def repack(
     *,
     backend: str | None = None,
 ) -> list[Tensor]:  # each [new E]
-    """The same rows in another packed layout: row r keeps its first min(d[r], new d[r]) numbers.
+    """The same rows in another packed index: row r keeps its first min(d[r], new d[r]) numbers.
 
     Numbers beyond the old dim are zeros. All tensors move by one plan, so that values and optimizer
     state stay together; each keeps its dtype.
@@ -40,8 +40,8 @@ def repack(
         New tensors, each [new E].
 
     Raises:
-        ValueError: the layouts have other numbers of rows, or a tensor is not flat with E numbers
-            of 1, 2, 4 or 8 bytes on the device of both layouts.
+        ValueError: a layout is paged, the layouts have other numbers of rows, or a tensor is not
+            flat with E numbers of 1, 2, 4 or 8 bytes on the device of both layouts.
         RuntimeError: the backend asked for cannot run here.
 
     Deterministic: yes, bit for bit.
@@ -53,6 +53,9 @@ def repack(
         >>> repack([torch.tensor([10, 20, 21, 22])], old.rows, new.rows)
         [tensor([10,  0, 20])]
     """
+    for layout in (rows, new_rows):
+        if is_paged(layout.index):
+            raise ValueError("repack: both layouts must be packed; paged rows move by `move_`")
     if rows.num_rows != new_rows.num_rows:
         raise ValueError(
             f"repack: both layouts must have the same rows, got {rows.num_rows} "
@@ -76,14 +79,46 @@ def repack(
             )
     sources = [tensor.detach().contiguous() for tensor in tensors]
     moved = [tensor.new_empty(new_rows.numbers) for tensor in sources]
-    ops = namespace(choose(backend, rows.index.device.type))
-    bits = [tensor.view(_BITS[tensor.element_size()]) for tensor in (*moved, *sources)]
     for first in range(0, rows.index.shape[0], _BLOCKS_AT_A_TIME):
         part = slice(first, first + _BLOCKS_AT_A_TIME)
-        moves = _moves(rows, new_rows, part)
-        for out, source in zip(bits[: len(moved)], bits[len(moved) :], strict=True):
-            ops.repack_(out, source, moves)
+        move_(moved, sources, _moves(rows, new_rows, part), backend=backend)
     return moved
+
+
+def move_(
+    outs: list[Tensor],  # each [new E], changed
+    tensors: list[Tensor],  # each [E]
+    moves: Tensor,  # [M, 4]
+    *,
+    backend: str | None = None,
+) -> None:
+    """Moves rows of every tensor by one plan: move m copies `kept` numbers and zeros up to `dim`.
+
+    Args:
+        outs: flat and contiguous, dtype of the tensor of the same place; may be that tensor, when
+            no move writes what another one reads. Each [new E].
+        tensors: flat and contiguous, any dtype of 1, 2, 4 or 8 bytes. Each [E].
+        moves: source, target, kept and dim of each; targets do not overlap. [M, 4], int64.
+        backend: as in `lookup`.
+
+    Raises:
+        ValueError: there are not as many outs as tensors, or they do not fit together.
+        IndexError: a move leaves the tensors (on a GPU a device assert).
+        RuntimeError: the backend asked for cannot run here.
+
+    Deterministic: yes, bit for bit.
+    """
+    if len(outs) != len(tensors):
+        raise ValueError(f"move: {len(tensors)} tensors need as many outs, got {len(outs)}")
+    ops = namespace(choose(backend, moves.device.type))
+    for out, tensor in zip(outs, tensors, strict=True):
+        if out.dtype != tensor.dtype or tensor.element_size() not in _BITS:
+            raise ValueError(
+                "move: out and tensor must have one dtype of 1, 2, 4 or 8 bytes, "
+                f"got {out.dtype} and {tensor.dtype}"
+            )
+        bits = _BITS[tensor.element_size()]
+        ops.repack_(out.detach().view(bits), tensor.detach().view(bits), moves)
 
 
 def _moves(rows: Rows, new_rows: Rows, blocks: slice) -> Tensor:  # [n, 4]

@@ -12,7 +12,7 @@ import torch
 
 NAMESPACES = ("varemb", "varemb_triton", "varemb_reference")
 
-# index [blocks, 4] and these say where the rows are
+# index, packed [blocks, 4] or paged [words], and these say where the rows are
 _ROWS = "int num_rows, int width, int granule"
 # what was looked up; the gradient operations take the same, and derive the width from grad
 _BAG = "Tensor indices, Tensor offsets, Tensor? per_sample_weights, Tensor? limit"
@@ -53,9 +53,10 @@ SCHEMAS = {
     ),
     # grad [L, D] or [G, D] -> [numbers]
     "coalesce_dense": f"({_GRADIENT}, int numbers) -> Tensor",
-    # -> positions [n] int64 ascending, their gradients [n]
+    # packed only -> positions [n] int64 ascending, their gradients [n]
     "coalesce": f"({_GRADIENT}, int numbers) -> (Tensor, Tensor)",
-    # positions [n] int64 ascending: of each touched row the places of its first numbers; grad [n]
+    # packed only; positions [n] int64 ascending: of each touched row the places of its first
+    # numbers; grad [n]
     "update_": (
         f"({_STATE}, Tensor index, Tensor positions, Tensor grad, {_ROWS}, int algorithm) -> ()"
     ),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from varemb.ops.reference import MAX, MEAN, SUM
+from varemb.ops.reference import MAX, MEAN, SUM, refuse_paged
 from varemb.rows import Rows
 
 DENSE, SPARSE, FUSED = 0, 1, 2
@@ -57,13 +57,24 @@ def is_trained(values: Tensor, fused: Fused | None, *others: Tensor | None) -> b
 
 
 def trained_arguments(
-    values: Tensor, fused: Fused | None, sparse: bool, padding_idx: int | None
+    op: str,
+    rows: Rows,
+    values: Tensor,
+    fused: Fused | None,
+    sparse: bool,
+    padding_idx: int | None,
 ) -> tuple[tuple[Any, ...], tuple[int, int, int]]:
-    """The leading and the last arguments of a `*_trained` operation."""
+    """The leading and the last arguments of a `*_trained` operation.
+
+    Raises:
+        ValueError: a sparse gradient of a paged table.
+    """
     padding = -1 if padding_idx is None else padding_idx
     if fused is not None:
         lead = (values, *fused[: LEAD - 1])
         return lead, (padding, FUSED, fused.algorithm)
+    if sparse:
+        refuse_paged(op, rows.index)
     return (values, *[None] * (LEAD - 1)), (padding, SPARSE if sparse else DENSE, 0)
 
 

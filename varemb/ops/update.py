@@ -42,17 +42,18 @@ def update_(
         hyper: lr, weight_decay, eps, beta1, beta2, step (from 1). [6], float64.
         rounding: seed and offset of stochastic rounding, for float16 and bfloat16 rows; None
             rounds to nearest. [2], int64.
-        rows: where each row's numbers are.
+        rows: where each row's numbers are, packed.
         grad: sparse gradient of values: of each touched row its numbers from the first on.
         algorithm: one of ALGORITHMS.
         backend: as in `lookup`.
 
     Raises:
         ValueError: the gradient is not sparse, or its places are not whole beginnings of rows;
-            rounding is given for rows of more than 16 bits.
+            rounding is given for rows of more than 16 bits; the table is paged.
 
     Deterministic: yes, whatever the number of threads.
     """
+    reference.refuse_paged("update", rows.index)
     if not grad.is_sparse:
         raise ValueError("update: grad must be sparse (tables built with sparse=True), got dense")
     grad = grad.coalesce()

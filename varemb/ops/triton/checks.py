@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_ROWS_PER_BLOCK = 24
+from varemb.ops.reference import rows as reference
+
 _MOST_COLUMNS = 2048
 
 
@@ -29,42 +30,37 @@ def check_vector(op: str, name: str, tensor: Tensor) -> None:
 
 
 def check_rows(op: str, index: Tensor, num_rows: int, width: int, granule: int) -> None:
-    """The index has a block for every row, so that no row number reads past its end."""
+    """The index says something of every row, so that no row number reads past its end."""
+    is_packed = index.dim() == 2 and index.shape[1] == 4
     check(
         index.dtype == torch.int64
-        and index.dim() == 2
-        and index.shape[1] == 4
+        and (is_packed or reference.is_paged(index))
         and index.is_contiguous(),
-        f"{op}: index must be a contiguous int64 tensor [blocks, 4]",
+        f"{op}: index must be a contiguous int64 tensor, packed [blocks, 4] or paged [words]",
     )
-    blocks = index.shape[0]
+    held, size = ("blocks of 24 rows", 24) if is_packed else ("words, two handles each", 2)
     check(
-        0 <= num_rows <= blocks * _ROWS_PER_BLOCK,
-        f"{op}: index has {blocks} blocks of {_ROWS_PER_BLOCK} rows, too few for {num_rows} rows",
+        0 <= num_rows <= index.shape[0] * size,
+        f"{op}: index has {index.shape[0]} {held}, too few for {num_rows} rows",
     )
     check(0 <= width <= _MOST_COLUMNS, f"{op}: width must be in [0, {_MOST_COLUMNS}], got {width}")
-    check(1 <= granule <= 16, f"{op}: granule must be in [1, 16], got {granule}")
+    most = 16 if is_packed else 1
+    check(1 <= granule <= most, f"{op}: granule must be in [1, {most}], got {granule}")
 
 
-def check_indices(op: str, indices: Tensor, num_rows: int) -> None:
-    """int32 or int64, in [0, num_rows).
+def check_indices(op: str, indices: Tensor, num_rows: int, index: Tensor, numbers: int) -> None:
+    """int32 or int64, of rows that the table has.
 
     Raises:
-        IndexError: one is outside; in the interpreter only.
+        IndexError: a row is outside the table or absent; in the interpreter only.
     """
     check_vector(op, "indices", indices)
     check(
         indices.dtype in (torch.int32, torch.int64),
         f"{op}: indices must be int32 or int64, got {str(indices.dtype).removeprefix('torch.')}",
     )
-    if indices.is_cuda:
-        return
-    bad = ((indices < 0) | (indices >= num_rows)).nonzero()
-    if bad.numel():
-        at = int(bad[0, 0])
-        raise IndexError(
-            f"{op}: indices must be in [0, {num_rows}), got {int(indices[at])} at position {at}"
-        )
+    if not indices.is_cuda:
+        reference.check_indices(op, indices, num_rows, index, numbers)
 
 
 def check_limit(op: str, limit: Tensor | None, lookups: int) -> int:

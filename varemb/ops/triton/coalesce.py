@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from varemb.ops import reference
 from varemb.ops.triton.gradient import Gradient, Sink
 from varemb.ops.triton.terms import Call, check_call
 
@@ -26,7 +27,7 @@ def coalesce_dense(
 
     Args:
         grad: gradient of the rows [L, D], or with offsets of the bags [G, D].
-        index: packed index. [blocks, 4], int64.
+        index: packed [blocks, 4] or paged [words] index, int64.
         indices: rows that were read, repeats allowed; padding_idx has no gradient. [L]
         offsets, per_sample_weights, limit, pooling, include_last_offset: as in `lookup_bag`.
         winners: the lookup that gave each number, for max. [G, D], int32.
@@ -49,9 +50,9 @@ def coalesce_dense(
     )  # fmt: skip
     out = torch.zeros((numbers,), dtype=grad.dtype, device=grad.device)
     if indices.shape[0] == 0:
-        check_call("coalesce_dense", call)
+        check_call("coalesce_dense", call, numbers)
         return out
-    Gradient("coalesce_dense", call).sum_into(Sink(out))
+    Gradient("coalesce_dense", call, numbers).sum_into(Sink(out))
     return out
 
 
@@ -72,7 +73,7 @@ def coalesce(
 ) -> tuple[Tensor, Tensor]:
     """The touched numbers alone: of each distinct row the numbers that a lookup may train.
 
-    Args: as `coalesce_dense`.
+    Args: as `coalesce_dense`, of a packed table.
 
     Returns:
         Their places in the flat values, ascending [n] int64, and gradients [n], dtype of grad.
@@ -82,15 +83,16 @@ def coalesce(
 
     Deterministic: yes, as `coalesce_dense`. Synchronizes: yes, n is the length of the result.
     """
+    reference.refuse_paged("coalesce", index)
     call = Call(
         grad, index, indices, offsets, per_sample_weights, limit, winners, num_rows, granule,
         pooling, padding_idx, include_last_offset,
     )  # fmt: skip
     if indices.shape[0] == 0:
-        check_call("coalesce", call)
+        check_call("coalesce", call, numbers)
         empty = torch.empty((0,), dtype=grad.dtype, device=grad.device)
         return empty.long(), empty
-    gradient = Gradient("coalesce", call, is_ascending=True, needs_reach=True)
+    gradient = Gradient("coalesce", call, numbers, is_ascending=True, needs_reach=True)
     runs = gradient.runs
     # What a run reaches is the most that one of its lookups does. [runs], padded to [L]
     run_of = runs.before[1:] - 1

@@ -22,7 +22,7 @@ from varemb.ops.triton.launch import (
     wide_dtype,
     wide_type,
 )
-from varemb.ops.triton.rows import locate
+from varemb.ops.triton.rows import locate, places
 from varemb.ops.triton.rules import finish_rows
 from varemb.ops.triton.sort import NARROWEST, Runs, sort_lookups
 from varemb.ops.triton.terms import Call, Terms, load_terms, terms_of
@@ -56,7 +56,7 @@ class Sink(NamedTuple):
 @triton.jit
 def sum_runs_kernel(
     grad_ptr,  # [L, D] or [G, D]
-    index_ptr,  # [blocks, 4]
+    index_ptr,  # [blocks, 4] or [words]
     order_ptr,  # [L]
     keys_ptr,  # [L]
     starts_ptr,  # [L + 1]
@@ -77,6 +77,8 @@ def sum_runs_kernel(
     num_rows,
     width,
     granule,
+    chunks,
+    numbers,
     limit_step,
     LONGEST: tl.constexpr,
     ALGORITHM: tl.constexpr,
@@ -95,7 +97,8 @@ def sum_runs_kernel(
         end = tl.load(starts_ptr + run + 1, mask=run < last, other=0)
         is_short = (run < last) & (end - begin <= LONGEST)
         row = tl.load(keys_ptr + begin, mask=is_short, other=0).to(tl.int64) % num_rows
-        offset, dim = locate(index_ptr, row, is_short, width, granule)
+        offset, dim = locate(index_ptr, row, is_short, num_rows, width, granule, chunks, numbers)
+        tl.device_assert(dim >= 0, "coalesce: the table has no row of an index")
         total = tl.zeros([ROWS, BLOCK_D], WIDE)
         reach = tl.zeros([ROWS], tl.int32)
         end = tl.where(is_short, end, begin)
@@ -136,26 +139,31 @@ class Gradient:
     Args:
         op: name for messages.
         call: what was looked up, with at least one lookup.
+        numbers: length of the flat values.
         is_ascending: rows must come in the order of the table; without classes, then.
         needs_reach: fill `runs.reach`.
     """
 
     def __init__(
-        self, op: str, call: Call, *, is_ascending: bool = False, needs_reach: bool = False
+        self,
+        op: str,
+        call: Call,
+        numbers: int,
+        *,
+        is_ascending: bool = False,
+        needs_reach: bool = False,
     ) -> None:
-        self.terms: Terms = terms_of(op, call)
+        self.terms: Terms = terms_of(op, call, numbers)
         self.width = call.grad.shape[1]
         self.lookups = call.indices.shape[0]
         self.widths = class_widths(self.width, 0 if is_ascending else self.lookups)
+        self.places = places(call.index, call.num_rows, self.width, call.granule, numbers)
         self.runs: Runs = sort_lookups(
-            call.index,
+            self.places,
             call.indices,
             self.terms.bag,
             call.limit,
             self.terms.limit_step,
-            call.num_rows,
-            self.width,
-            call.granule,
             call.padding_idx,
             len(self.widths),
             needs_reach=needs_reach,
@@ -209,9 +217,8 @@ class Gradient:
         finish_windows_kernel[(windows,)](**shared)
 
     def _options(self, sink: Sink) -> dict[str, Any]:
-        call = self.terms.call
         return {
-            "index_ptr": call.index,
+            **self.places,
             "keys_ptr": self.runs.keys,
             "starts_ptr": self.runs.starts,
             "out_ptr": sink.out,
@@ -221,11 +228,8 @@ class Gradient:
             "state2_ptr": sink.state2,
             "hyper_ptr": sink.hyper,
             "rounding_ptr": sink.rounding,
-            "num_rows": call.num_rows,
-            "width": self.width,
-            "granule": call.granule,
             "LONGEST": WINDOW,
             "ALGORITHM": sink.algorithm,
-            "WIDE": wide_type(call.grad.dtype),
+            "WIDE": wide_type(self.terms.call.grad.dtype),
             **OPTIONS,
         }

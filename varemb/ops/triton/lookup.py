@@ -9,13 +9,13 @@ from torch import Tensor
 
 from varemb.ops.triton.checks import check_indices, check_limit, check_rows, check_vector
 from varemb.ops.triton.launch import OPTIONS, columns_block, guard, rows_block
-from varemb.ops.triton.rows import look_up
+from varemb.ops.triton.rows import look_up, places
 
 
 @triton.jit
 def lookup_kernel(
     values_ptr,  # [E]
-    index_ptr,  # [blocks, 4]
+    index_ptr,  # [blocks, 4] or [words]
     indices_ptr,  # [L]
     limit_ptr,  # [1] or [L], or None
     out_ptr,  # [L, D]
@@ -23,6 +23,8 @@ def lookup_kernel(
     num_rows,
     width,
     granule,
+    chunks,
+    numbers,
     limit_step,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -32,14 +34,15 @@ def lookup_kernel(
     lookup = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS]
     mask = lookup < lookups
     _, offset, dim, is_row = look_up(
-        index_ptr, indices_ptr, limit_ptr, lookup, mask, num_rows, width, granule, limit_step
-    )
+        index_ptr, indices_ptr, limit_ptr, lookup, mask, num_rows, width, granule, chunks, numbers,
+        limit_step,
+    )  # fmt: skip
     tl.device_assert(is_row | (lookup >= lookups), "lookup: an index is outside the table")
     column = tl.arange(0, BLOCK_D)[None, :]
     inside = is_row[:, None] & (column < dim[:, None])
-    numbers = tl.load(values_ptr + offset[:, None] + column, mask=inside, other=0.0)
+    row = tl.load(values_ptr + offset[:, None] + column, mask=inside, other=0.0)
     to = out_ptr + lookup[:, None] * width + column
-    tl.store(to, numbers, mask=mask[:, None] & (column < width))
+    tl.store(to, row, mask=mask[:, None] & (column < width))
 
 
 # Numbers in a tile: 8 per thread of four warps; compiled for sm_90 that takes 40 registers.
@@ -59,7 +62,7 @@ def lookup(
 
     Args:
         values: the numbers of all rows. [E]
-        index: packed index. [blocks, 4], int64.
+        index: packed [blocks, 4] or paged [words] index, int64.
         indices: rows to read, repeats allowed. [L], int32 or int64.
         limit: numbers to read at most, for all or for each lookup. [1] or [L], int32.
         num_rows, width, granule: as in `Rows`.
@@ -75,7 +78,7 @@ def lookup(
     """
     check_vector("lookup", "values", values)
     check_rows("lookup", index, num_rows, width, granule)
-    check_indices("lookup", indices, num_rows)
+    check_indices("lookup", indices, num_rows, index, values.shape[0])
     lookups = indices.shape[0]
     limit_step = check_limit("lookup", limit, lookups)
     out = torch.empty((lookups, width), dtype=values.dtype, device=values.device)
@@ -85,15 +88,12 @@ def lookup(
     rows = rows_block(block, _TILE, lookups, values)
     with guard(values):
         lookup_kernel[(triton.cdiv(lookups, rows),)](
+            **places(index, num_rows, width, granule, values.shape[0]),
             values_ptr=values,
-            index_ptr=index,
             indices_ptr=indices,
             limit_ptr=limit,
             out_ptr=out,
             lookups=lookups,
-            num_rows=num_rows,
-            width=width,
-            granule=granule,
             limit_step=limit_step,
             ROWS=rows,
             BLOCK_D=block,

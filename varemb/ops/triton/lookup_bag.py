@@ -18,7 +18,7 @@ from varemb.ops.triton.checks import (
     check_vector,
 )
 from varemb.ops.triton.launch import OPTIONS, columns_block, guard, rows_block, wide_type
-from varemb.ops.triton.rows import look_up
+from varemb.ops.triton.rows import look_up, places
 
 MAX = 2
 _MEAN = tl.constexpr(1)
@@ -42,7 +42,7 @@ def bag_bounds(offsets_ptr, bag, bags, lookups, HAS_LAST: tl.constexpr):
 @triton.jit
 def lookup_bag_kernel(
     values_ptr,  # [E]
-    index_ptr,  # [blocks, 4]
+    index_ptr,  # [blocks, 4] or [words]
     indices_ptr,  # [L]
     offsets_ptr,  # [G] or [G + 1]
     weights_ptr,  # [L], or None
@@ -54,6 +54,8 @@ def lookup_bag_kernel(
     num_rows,
     width,
     granule,
+    chunks,
+    numbers,
     limit_step,
     padding_idx,
     POOLING: tl.constexpr,
@@ -76,24 +78,24 @@ def lookup_bag_kernel(
             lookup = begin + step + ahead
             mask = lookup < end
             row, offset, dim, is_row = look_up(
-                index_ptr, indices_ptr, limit_ptr, lookup, mask, num_rows, width, granule,
-                limit_step,
+                index_ptr, indices_ptr, limit_ptr, lookup, mask, num_rows, width, granule, chunks,
+                numbers, limit_step,
             )  # fmt: skip
             is_good = is_good & (is_row | (lookup >= end))
             kept = is_row & (row != padding_idx)
             inside = kept[:, None] & (column < dim[:, None])
             from_ptr = values_ptr + offset[:, None] + column
-            numbers = widen(tl.load(from_ptr, mask=inside, other=0.0), WIDE)
+            read = widen(tl.load(from_ptr, mask=inside, other=0.0), WIDE)
             if POOLING == _MAX:
-                is_better = (total == total) & ((numbers > total) | (numbers != numbers))
+                is_better = (total == total) & ((read > total) | (read != read))
                 is_better = kept[:, None] & ((winner < 0) | is_better)
-                total = tl.where(is_better, numbers, total)
+                total = tl.where(is_better, read, total)
                 winner = tl.where(is_better, lookup.to(tl.int32)[:, None], winner)
             else:
                 if weights_ptr is not None:
                     weight = widen(tl.load(weights_ptr + lookup, mask=kept, other=0.0), WIDE)
-                    numbers = numbers * weight[:, None]
-                total += numbers
+                    read = read * weight[:, None]
+                total += read
                 count += kept.to(tl.int32)
     tl.device_assert(is_good | (bag >= bags), "lookup_bag: an index or an offset is out of range")
     if POOLING == _MEAN:
@@ -109,7 +111,7 @@ def lookup_bag_kernel(
 def weights_backward_kernel(
     grad_ptr,  # [G, D]
     values_ptr,  # [E]
-    index_ptr,  # [blocks, 4]
+    index_ptr,  # [blocks, 4] or [words]
     indices_ptr,  # [L]
     bag_ptr,  # [L], the bag of each lookup
     limit_ptr,  # [1] or [L], or None
@@ -118,6 +120,8 @@ def weights_backward_kernel(
     num_rows,
     width,
     granule,
+    chunks,
+    numbers,
     limit_step,
     padding_idx,
     WIDE: tl.constexpr,
@@ -129,16 +133,17 @@ def weights_backward_kernel(
     lookup = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS]
     mask = lookup < lookups
     row, offset, dim, is_row = look_up(
-        index_ptr, indices_ptr, limit_ptr, lookup, mask, num_rows, width, granule, limit_step
-    )
+        index_ptr, indices_ptr, limit_ptr, lookup, mask, num_rows, width, granule, chunks, numbers,
+        limit_step,
+    )  # fmt: skip
     tl.device_assert(is_row | (lookup >= lookups), "lookup_bag: an index is out of range")
     bag = tl.load(bag_ptr + lookup, mask=mask, other=-1)  # -1: an included last offset left it out
     kept = is_row & (row != padding_idx) & (bag >= 0)
     column = tl.arange(0, BLOCK_D)[None, :]
     inside = kept[:, None] & (column < dim[:, None])
-    numbers = tl.load(values_ptr + offset[:, None] + column, mask=inside, other=0.0)
-    grad = tl.load(grad_ptr + bag[:, None] * width + column, mask=inside, other=0.0)
-    dot = tl.sum(widen(numbers, WIDE) * widen(grad, WIDE), 1)
+    left = tl.load(values_ptr + offset[:, None] + column, mask=inside, other=0.0)
+    right = tl.load(grad_ptr + bag[:, None] * width + column, mask=inside, other=0.0)
+    dot = tl.sum(widen(left, WIDE) * widen(right, WIDE), 1)
     tl.store(out_ptr + lookup, narrow(dot, out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -179,7 +184,7 @@ def lookup_bag(
 
     Args:
         values: the numbers of all rows. [E]
-        index: packed index. [blocks, 4], int64.
+        index: packed [blocks, 4] or paged [words] index, int64.
         indices: rows to read, repeats allowed; padding_idx is left out. [L], int32 or int64.
         offsets: where each bag begins. [G], or [G + 1] with include_last_offset.
         per_sample_weights: factor of each row, for a sum. [L], dtype of values.
@@ -201,7 +206,7 @@ def lookup_bag(
     op = "lookup_bag"
     check_vector(op, "values", values)
     check_rows(op, index, num_rows, width, granule)
-    check_indices(op, indices, num_rows)
+    check_indices(op, indices, num_rows, index, values.shape[0])
     lookups = indices.shape[0]
     limit_step = check_limit(op, limit, lookups)
     bags = check_bags(op, offsets, indices, include_last_offset)
@@ -218,8 +223,8 @@ def lookup_bag(
     rows = rows_block(block, _TILE, bags, values)
     with guard(values):
         lookup_bag_kernel[(triton.cdiv(bags, rows),)](
+            **places(index, num_rows, width, granule, values.shape[0]),
             values_ptr=values,
-            index_ptr=index,
             indices_ptr=indices,
             offsets_ptr=offsets,
             weights_ptr=per_sample_weights if pooling == 0 else None,
@@ -228,9 +233,6 @@ def lookup_bag(
             winners_ptr=winners,
             lookups=lookups,
             bags=bags,
-            num_rows=num_rows,
-            width=width,
-            granule=granule,
             limit_step=limit_step,
             padding_idx=padding_idx,
             POOLING=pooling,
@@ -276,7 +278,7 @@ def lookup_bag_weights_backward(
     check(grad.dim() == 2, f"{op}: grad must be two-dimensional")
     width, lookups = grad.shape[1], indices.shape[0]
     check_rows(op, index, num_rows, width, granule)
-    check_indices(op, indices, num_rows)
+    check_indices(op, indices, num_rows, index, values.shape[0])
     limit_step = check_limit(op, limit, lookups)
     bags = check_bags(op, offsets, indices, include_last_offset)
     check_like(op, "grad", grad, (bags, width), values)
@@ -287,17 +289,14 @@ def lookup_bag_weights_backward(
     rows = rows_block(block, _TILE, lookups, values)
     with guard(values):
         weights_backward_kernel[(triton.cdiv(lookups, rows),)](
+            **places(index, num_rows, width, granule, values.shape[0]),
             grad_ptr=grad,
             values_ptr=values,
-            index_ptr=index,
             indices_ptr=indices,
             bag_ptr=bag_of_lookups(offsets, lookups, include_last_offset),
             limit_ptr=limit,
             out_ptr=out,
             lookups=lookups,
-            num_rows=num_rows,
-            width=width,
-            granule=granule,
             limit_step=limit_step,
             padding_idx=padding_idx,
             WIDE=wide_type(values.dtype),

@@ -152,7 +152,7 @@ def lookup_linear(
 
     Args:
         values: the numbers of all rows. [E]
-        index: packed index. [blocks, 4], int64.
+        index: packed [blocks, 4] or paged [words] index, int64.
         indices: rows to read, repeats allowed, of field l mod F. [L], int32 or int64.
         groups: first matrix row and bias row of each field and dim. [F, D + 1, 2], int64.
         weight: the matrices, one below the other. [S, O], dtype of values.
@@ -174,7 +174,7 @@ def lookup_linear(
     out = torch.empty((lookups, outputs), dtype=values.dtype, device=values.device)
     if out.numel() == 0:
         return out
-    cells = sort_by_cell(index, indices, groups, num_rows, width, granule)
+    cells = sort_by_cell(index, indices, groups, num_rows, width, granule, values.shape[0])
     block = block_of(outputs)
     grid = (cells.tile_cell.shape[0], triton.cdiv(outputs, block))
     with guard(values):
@@ -233,7 +233,7 @@ def lookup_linear_backward(
     rows_grad = torch.empty((lookups, width), dtype=values.dtype, device=values.device)
     if lookups == 0 or outputs == 0:
         return rows_grad.zero_(), torch.zeros_like(weight), torch.zeros_like(bias)
-    cells = sort_by_cell(index, indices, groups, num_rows, width, granule)
+    cells = sort_by_cell(index, indices, groups, num_rows, width, granule, values.shape[0])
     block = block_of(width)
     grid = (cells.tile_cell.shape[0], triton.cdiv(width, block))
     with guard(values):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from varemb.ops.triton.checks import check, check_indices, check_rows, check_vector
 from varemb.ops.triton.launch import OPTIONS, columns_block, guard, rows_block
-from varemb.ops.triton.rows import look_up
+from varemb.ops.triton.rows import look_up, places
 
 # Lookups in a tile, and numbers that a product adds at a time. A float32 product keeps its operands
 # in registers: 64 x 16 times 16 x 32 takes 168 of them, twice as wide a product spills. tl.dot
@@ -37,7 +37,7 @@ class Cells(NamedTuple):
 
 @triton.jit
 def lookup_cells_kernel(
-    index_ptr,  # [blocks, 4]
+    index_ptr,  # [blocks, 4] or [words]
     indices_ptr,  # [L]
     cell_ptr,  # [L]
     offset_ptr,  # [L]
@@ -46,13 +46,15 @@ def lookup_cells_kernel(
     num_rows,
     width,
     granule,
+    chunks,
+    numbers,
     ROWS: tl.constexpr,
 ):
     # A program takes ROWS lookups and reads the index for each once. Deterministic.
     lookup = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS]
     mask = lookup < lookups
     _, offset, dim, is_row = look_up(
-        index_ptr, indices_ptr, None, lookup, mask, num_rows, width, granule, 0
+        index_ptr, indices_ptr, None, lookup, mask, num_rows, width, granule, chunks, numbers, 0
     )
     tl.device_assert(is_row | (lookup >= lookups), "lookup_linear: an index is outside the table")
     cell = (lookup % fields) * (width + 1) + dim
@@ -94,7 +96,7 @@ def check_linear(
     """
     check_vector(op, "values", values)
     check_rows(op, index, num_rows, width, granule)
-    check_indices(op, indices, num_rows)
+    check_indices(op, indices, num_rows, index, values.shape[0])
     check(
         groups.dtype == torch.int64
         and groups.dim() == 3
@@ -135,10 +137,11 @@ def sort_by_cell(
     num_rows: int,
     width: int,
     granule: int,
+    numbers: int,
 ) -> Cells:
     """The cells of a call with at least one lookup.
 
-    Args: as `lookup_linear`.
+    Args: as `lookup_linear`; numbers is the length of the flat values.
 
     Raises:
         ValueError: a row has no matrix; in the interpreter only.
@@ -152,15 +155,12 @@ def sort_by_cell(
     rows = rows_block(32, 4096, lookups, indices)
     with guard(indices):
         lookup_cells_kernel[(triton.cdiv(lookups, rows),)](
-            index_ptr=index,
+            **places(index, num_rows, width, granule, numbers),
             indices_ptr=indices,
             cell_ptr=cell,
             offset_ptr=offset,
             lookups=lookups,
             fields=groups.shape[0],
-            num_rows=num_rows,
-            width=width,
-            granule=granule,
             ROWS=rows,
             **OPTIONS,
         )

@@ -17,13 +17,13 @@ from varemb.ops.triton.checks import check, check_indices, check_rows, check_vec
 from varemb.ops.triton.launch import OPTIONS, guard, wide_dtype, wide_type
 from varemb.ops.triton.lookup_linear import lookup_linear
 from varemb.ops.triton.matrices import BLOCK_K, block_of
-from varemb.ops.triton.rows import look_up
+from varemb.ops.triton.rows import look_up, places
 
 
 @triton.jit
 def moments_kernel(
     values_ptr,  # [E]
-    index_ptr,  # [blocks, 4]
+    index_ptr,  # [blocks, 4] or [words]
     indices_ptr,  # [B * F]
     center_ptr,  # [F, D], or None for the mean
     out_ptr,  # [F, D] for the mean, [F, D, D] for the covariance
@@ -32,6 +32,8 @@ def moments_kernel(
     num_rows,
     width,
     granule,
+    chunks,
+    numbers,
     WIDE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -47,8 +49,9 @@ def moments_kernel(
         sample = first + tl.arange(0, ROWS).to(tl.int64)
         mask = sample < batch
         _, offset, dim, is_row = look_up(
-            index_ptr, indices_ptr, None, sample * fields + field, mask, num_rows, width, granule, 0
-        )
+            index_ptr, indices_ptr, None, sample * fields + field, mask, num_rows, width, granule,
+            chunks, numbers, 0,
+        )  # fmt: skip
         tl.device_assert(is_row | (sample >= batch), "mixture: an index is outside the table")
         inside = is_row[:, None] & (left[None, :] < dim[:, None])
         rows = tl.load(values_ptr + offset[:, None] + left[None, :], mask=inside, other=0.0)
@@ -87,7 +90,7 @@ def lookup_moments(
 
     Args:
         values: the numbers of all rows. [E]
-        index: packed index. [blocks, 4], int64.
+        index: packed [blocks, 4] or paged [words] index, int64.
         indices: rows of B samples, F fields each; repeats count. [B * F], int32 or int64.
         fields: F.
         num_rows, width, granule: as in `Rows`.
@@ -104,7 +107,7 @@ def lookup_moments(
     op = "mixture"
     check_vector(op, "values", values)
     check_rows(op, index, num_rows, width, granule)
-    check_indices(op, indices, num_rows)
+    check_indices(op, indices, num_rows, index, values.shape[0])
     check(
         fields > 0 and indices.shape[0] > 0 and indices.shape[0] % fields == 0,
         f"{op}: indices must be those of at least one sample of {fields} fields, "
@@ -121,16 +124,13 @@ def lookup_moments(
     with guard(values):
         for center, out, grid in passes:
             moments_kernel[grid](
+                **places(index, num_rows, width, granule, values.shape[0]),
                 values_ptr=values,
-                index_ptr=index,
                 indices_ptr=indices,
                 center_ptr=center,
                 out_ptr=out,
                 batch=indices.shape[0] // fields,
                 fields=fields,
-                num_rows=num_rows,
-                width=width,
-                granule=granule,
                 WIDE=wide_type(values.dtype),
                 ROWS=4 * BLOCK_K,
                 BLOCK_D=block,

@@ -2,7 +2,7 @@
 # ruff: noqa: N803
 """Lookups sorted by row, so that those of one row form a run; without waiting for the device."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -30,7 +30,7 @@ class Runs(NamedTuple):
 
 @triton.jit
 def lookup_keys_kernel(
-    index_ptr,  # [blocks, 4]
+    index_ptr,  # [blocks, 4] or [words]
     indices_ptr,  # [L]
     bag_ptr,  # [L], -1 outside the bags, or None
     limit_ptr,  # [1] or [L], or None
@@ -40,6 +40,8 @@ def lookup_keys_kernel(
     num_rows,
     width,
     granule,
+    chunks,
+    numbers,
     limit_step,
     padding_idx,
     CLASSES: tl.constexpr,
@@ -57,14 +59,15 @@ def lookup_keys_kernel(
     key = row
     if CLASSES > 1 or reach_ptr is not None:
         _, _, dim, _ = look_up(
-            index_ptr, indices_ptr, None, lookup, kept, num_rows, width, granule, 0
-        )
+            index_ptr, indices_ptr, None, lookup, kept, num_rows, width, granule, chunks, numbers,
+            0,
+        )  # fmt: skip
         for lower in tl.static_range(CLASSES - 1):
             key += tl.where(dim > (_NARROWEST << (2 * lower)), num_rows, 0)
         if reach_ptr is not None:
             _, _, dim, _ = look_up(
-                index_ptr, indices_ptr, limit_ptr, lookup, kept, num_rows, width, granule,
-                limit_step,
+                index_ptr, indices_ptr, limit_ptr, lookup, kept, num_rows, width, granule, chunks,
+                numbers, limit_step,
             )  # fmt: skip
             tl.store(reach_ptr + lookup, tl.where(kept, dim, 0), mask=mask)
     key = tl.where(kept, key, tl.zeros_like(key) + CLASSES * num_rows)
@@ -111,14 +114,11 @@ def find_runs(keys: Tensor) -> tuple[Tensor, Tensor]:  # [L] sorted -> [L + 1], 
 
 
 def sort_lookups(
-    index: Tensor,
+    rows_at: dict[str, Any],
     indices: Tensor,
     bag: Tensor | None,
     limit: Tensor | None,
     limit_step: int,
-    num_rows: int,
-    width: int,
-    granule: int,
     padding_idx: int,
     classes: int,
     *,
@@ -127,7 +127,8 @@ def sort_lookups(
     """The runs of a call with at least one lookup; rows ascend within a class.
 
     Args:
-        index, indices, limit, num_rows, width, granule, padding_idx: as in `lookup_bag`.
+        rows_at: where the rows are, from `places`.
+        indices, limit, padding_idx: as in `lookup_bag`.
         bag: the bag of each lookup, -1 for none; None without bags. [L], int64.
         limit_step: from one lookup's limit to the next, 0 or 1.
         classes: C, classes of dims to sort by first.
@@ -135,7 +136,7 @@ def sort_lookups(
 
     Deterministic: yes, the sort is stable.
     """
-    lookups, device = indices.shape[0], indices.device
+    lookups, device, num_rows = indices.shape[0], indices.device, rows_at["num_rows"]
     is_small = classes * num_rows < 2**31
     keys = torch.empty(lookups, dtype=torch.int32 if is_small else torch.int64, device=device)
     reach = torch.empty(lookups if needs_reach else 0, dtype=torch.int32, device=device)
@@ -143,16 +144,13 @@ def sort_lookups(
     rows = rows_block(32, 4096, lookups, indices)
     with guard(indices):
         lookup_keys_kernel[(triton.cdiv(lookups, rows),)](
-            index_ptr=index,
+            **rows_at,
             indices_ptr=indices,
             bag_ptr=bag,
             limit_ptr=limit,
             keys_ptr=keys,
             reach_ptr=reach if needs_reach else None,
             lookups=lookups,
-            num_rows=num_rows,
-            width=width,
-            granule=granule,
             limit_step=limit_step,
             padding_idx=padding_idx,
             CLASSES=classes,

@@ -29,7 +29,7 @@ class Call(NamedTuple):
     """The arguments that every gradient operation takes."""
 
     grad: Tensor  # [L, D], or [G, D] with offsets
-    index: Tensor  # type: ignore[assignment]  # [blocks, 4]
+    index: Tensor  # type: ignore[assignment]  # [blocks, 4] or [words]
     indices: Tensor  # [L]
     offsets: Tensor | None  # [G] or [G + 1]
     per_sample_weights: Tensor | None  # [L]
@@ -81,12 +81,12 @@ def _mean_scales(call: Call, bags: int) -> Tensor:  # [G]
     return 1 / counts.clamp(min=1).to(wide_dtype(call.grad.dtype))
 
 
-def check_call(op: str, call: Call) -> int:
+def check_call(op: str, call: Call, numbers: int) -> int:
     """The contract of a gradient operation; the number of bags, or of lookups without bags."""
     grad, lookups = call.grad, call.indices.shape[0]
     check(grad.dim() == 2, f"{op}: grad must be two-dimensional")
     check_rows(op, call.index, call.num_rows, grad.shape[1], call.granule)
-    check_indices("coalesce", call.indices, call.num_rows)
+    check_indices("coalesce", call.indices, call.num_rows, call.index, numbers)
     sources = lookups
     if call.offsets is not None:
         sources = check_bags(op, call.offsets, call.indices, call.include_last_offset)
@@ -119,9 +119,9 @@ class Terms(NamedTuple):
         }
 
 
-def terms_of(op: str, call: Call) -> Terms:
+def terms_of(op: str, call: Call, numbers: int) -> Terms:
     """Checks a call and finds the bag of each lookup."""
-    sources = check_call(op, call)
+    sources = check_call(op, call, numbers)
     lookups = call.indices.shape[0]
     bag, scales = None, None
     if call.offsets is not None:

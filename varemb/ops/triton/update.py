@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from varemb.ops import reference
 from varemb.ops.triton.arithmetic import widen
 from varemb.ops.triton.checks import check, check_like, check_rows, check_vector
 from varemb.ops.triton.gradient import Gradient, Sink
@@ -211,6 +212,7 @@ def update_(
     """
     op = "update"
     check_state(op, values, state1, state2, hyper, rounding, num_rows, algorithm)
+    reference.refuse_paged(op, index)
     check_rows(op, index, num_rows, width, granule)
     check_vector(op, "positions", positions)
     check(positions.dtype == torch.int64, f"{op}: positions must be int64")
@@ -335,9 +337,9 @@ def coalesce_update_(
         pooling, padding_idx, include_last_offset,
     )  # fmt: skip
     if indices.shape[0] == 0:
-        check_call(op, call)
+        check_call(op, call, values.shape[0])
         return
-    Gradient(op, call).sum_into(
+    Gradient(op, call, values.shape[0]).sum_into(
         Sink(
             values,
             state1=state1,

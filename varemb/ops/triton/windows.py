@@ -27,7 +27,7 @@ def run_in_window(before_ptr, starts_ptr, keys_ptr, at, num_rows, CLASSES, LONGE
 @triton.jit
 def sum_windows_kernel(
     grad_ptr,  # [L, D] or [G, D]
-    index_ptr,  # [blocks, 4]
+    index_ptr,  # [blocks, 4] or [words]
     order_ptr,  # [L]
     keys_ptr,  # [L]
     before_ptr,  # [L + 1]
@@ -43,6 +43,8 @@ def sum_windows_kernel(
     num_rows,
     width,
     granule,
+    chunks,
+    numbers,
     limit_step,
     CLASSES: tl.constexpr,
     LONGEST: tl.constexpr,
@@ -66,7 +68,7 @@ def sum_windows_kernel(
         begin = tl.maximum(begin, window_begin)
         end = tl.where(is_long, tl.minimum(end, window_end), begin)
         rows = row + tl.zeros([ROWS], tl.int64)
-        _, dim = locate(index_ptr, rows, rows >= 0, width, granule)
+        _, dim = locate(index_ptr, rows, rows >= 0, num_rows, width, granule, chunks, numbers)
         total = tl.zeros([BLOCK_D], WIDE)
         reach = tl.zeros([ROWS], tl.int32)
         for chunk in range(begin, end, ROWS):
@@ -84,7 +86,7 @@ def sum_windows_kernel(
 
 @triton.jit
 def finish_windows_kernel(
-    index_ptr,  # [blocks, 4]
+    index_ptr,  # [blocks, 4] or [words]
     keys_ptr,  # [L]
     before_ptr,  # [L + 1]
     starts_ptr,  # [L + 1]
@@ -101,6 +103,8 @@ def finish_windows_kernel(
     num_rows,
     width,
     granule,
+    chunks,
+    numbers,
     CLASSES: tl.constexpr,
     LONGEST: tl.constexpr,
     ALGORITHM: tl.constexpr,
@@ -130,7 +134,10 @@ def finish_windows_kernel(
         total += tl.sum(tl.load(sums_ptr + from_column, mask=inside, other=0.0), 0)
         reach = tl.maximum(reach, tl.load(reach_ptr + source, mask=mask, other=0))
     one = tl.zeros([1], tl.int64)
-    offset, _ = locate(index_ptr, one + row, (one + pieces) > 0, width, granule)
+    offset, dim = locate(
+        index_ptr, one + row, (one + pieces) > 0, num_rows, width, granule, chunks, numbers
+    )
+    tl.device_assert(dim >= 0, "coalesce: the table has no row of an index")
     finish_rows(
         out_ptr, positions_ptr, first_ptr, state1_ptr, state2_ptr, hyper_ptr, rounding_ptr,
         total[None, :], one + run, one + row, offset, tl.max(reach, 0) + one.to(tl.int32),
