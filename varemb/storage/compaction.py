@@ -23,8 +23,9 @@ from varemb.storage.slots import CHUNK_ROWS, Slots
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 _DIM_MASK = (1 << DIM_BITS) - 1
-# Set aside, and on its way while chunks slide: each at most half of the staging, of 8-byte numbers.
-_STAGED_NUMBERS = STAGING_NBYTES // 2 // 8
+# Set aside, and as many on their way while chunks slide: half of the staging in 8-byte numbers. The
+# other half is for plans. The largest chunk has a quarter of it.
+_STAGED_NUMBERS = STAGING_NBYTES // 4 // 8
 
 
 class _Slide(NamedTuple):

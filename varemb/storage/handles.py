@@ -12,7 +12,7 @@ from torch import Tensor
 ABSENT = np.uint32(0xFFFFFFFF)
 Array = npt.NDArray[np.uint32]
 Ints = npt.NDArray[np.int64]
-_ROWS_AT_A_TIME = 1 << 18
+_ROWS_AT_A_TIME = 1 << 17
 
 
 class Handles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -10,13 +11,21 @@ import torch
 from torch import Tensor
 
 from varemb.ops.backend import choose, namespace
-from varemb.storage.base import Storage
+from varemb.storage.base import RowMap, Storage
 
 Ints = npt.NDArray[np.int64]
 
 STAGING_NBYTES = 64 << 20  # the most that a change of a table takes beside it
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MOVES_AT_A_TIME = 1 << 19  # 32 bytes each
+
+
+class NewNumbers(NamedTuple):
+    """What is written where a row has numbers that it did not have."""
+
+    init: str | RowMap
+    std: float
+    generator: torch.Generator | None
 
 
 class Mover:
@@ -78,15 +87,18 @@ class Mover:
         source = np.arange(len(dim), dtype=np.int64) * block.shape[1]
         self.apply(self.weight, block.view(-1), self.plan(source, offset, dim, dim))
 
-    def draw(
-        self, offset: Ints, count: Ints, std: float, generator: torch.Generator | None
-    ) -> None:
-        """Writes N(0, std) from each offset on."""
-        count = np.maximum(count, 0)
-        drawn = torch.empty(int(count.sum()), dtype=self.weight.dtype, device=self._device).normal_(
-            0.0, std, generator=generator
-        )
-        self.apply(self.weight, drawn, self.plan(np.cumsum(count) - count, offset, count, count))
+    def new_numbers(self, new: NewNumbers, count: Ints) -> Tensor:  # [sum of count]
+        """Numbers for rows, `count` of each, one row after another; none for zeros."""
+        if new.init != "normal":
+            return self.weight.new_empty(0)
+        numbers = self.weight.new_empty(int(count.sum()))
+        return numbers.normal_(0.0, new.std, generator=new.generator)
+
+    def put(self, numbers: Tensor, offset: Ints, count: Ints) -> None:
+        """Writes what `new_numbers` gave, from each offset on."""
+        if numbers.numel():
+            source = np.cumsum(count) - count
+            self.apply(self.weight, numbers, self.plan(source, offset, count, count))
 
     def tensors(self) -> list[Tensor]:
         """The weight and everything that moves with it."""

@@ -13,7 +13,7 @@ from varemb.ops import lookup
 from varemb.ops.reference import ROWS_PER_BLOCK, locate, stored_dims
 from varemb.rows import Rows
 from varemb.storage.base import RowMap, Storage
-from varemb.storage.moves import STAGING_NBYTES, Mover, parts
+from varemb.storage.moves import STAGING_NBYTES, Mover, NewNumbers, parts
 from varemb.storage.pages import fitted, with_room
 from varemb.storage.rebuild import rebuild
 from varemb.storage.requests import check_init, checked_dims, checked_rows, map_rows
@@ -189,12 +189,12 @@ class PackedStorage(Storage):
         """
         rows = checked_rows("resize", rows, self.num_rows)
         dims = checked_dims("resize", dims, len(rows), self.width, None)
-        check_init("resize", init, std)
+        check_init("resize", init, std, generator, self.weight.device)
         every = self.dims.cpu()
         old = every.numpy()[rows]
         every[torch.from_numpy(rows)] = torch.from_numpy(dims)
         index = self._fitting_index("resize", every)
-        mover = Mover(self, backend)
+        mover, new = Mover(self, backend), NewNumbers(init, std, generator)
         made = None
         if callable(init):
             where = torch.from_numpy(rows).to(self.weight.device)
@@ -208,7 +208,7 @@ class PackedStorage(Storage):
         )
         self._set_numbers(numbers)
         self.index.copy_(index)
-        self._renew(mover, rows, np.minimum(old, dims), init, made, std, generator)
+        self._renew(mover, rows, np.minimum(old, dims), new, made)
         if not keep_state:
             self._reset_state(mover, rows)
 
@@ -230,9 +230,9 @@ class PackedStorage(Storage):
         if count < 0:
             raise ValueError(f"extend: count must not be negative, got {count}")
         dims = checked_dims("extend", dims, count, self.width, None)
-        check_init("extend", init, std)
+        check_init("extend", init, std, generator, self.weight.device)
         index = self._fitting_index("extend", torch.cat([self.dims.cpu(), torch.from_numpy(dims)]))
-        mover = Mover(self, backend)
+        mover, new = Mover(self, backend), NewNumbers(init, std, generator)
         none = np.zeros(count, np.int64)
         made = None
         if callable(init):
@@ -248,7 +248,7 @@ class PackedStorage(Storage):
         self.index = index.to(self.index.device)
         self.num_rows += count
         self.transient_nbytes = index.nbytes + 8 * self.num_rows
-        self._renew(mover, rows, none, init, made, std, generator)
+        self._renew(mover, rows, none, new, made)
         self._reset_state(mover, rows)
         return torch.from_numpy(rows)
 
@@ -292,20 +292,18 @@ class PackedStorage(Storage):
         mover: Mover,
         rows: Ints,
         kept: Ints,
-        init: str | RowMap,
+        new: NewNumbers,
         made: Tensor | None,
-        std: float,
-        generator: torch.Generator | None,
     ) -> None:
         """Writes what is new in rows that have their places."""
         for part in parts(len(rows), self.width):
             offset, dim = self.spans(rows[part])
             if made is not None:
                 mover.store(made[part], offset, np.minimum(dim, self.width))
-            elif init == "normal":
-                mover.draw(offset + kept[part], dim - kept[part], std, generator)
             else:
                 mover.clear(offset + kept[part], dim - kept[part])
+                count = dim - kept[part]
+                mover.put(mover.new_numbers(new, count), offset + kept[part], count)
 
     def _reset_state(self, mover: Mover, rows: Ints) -> None:
         """Starts the optimizer state of rows anew."""

@@ -13,8 +13,9 @@ from varemb.storage.base import RowMap
 from varemb.storage.compaction import compact
 from varemb.storage.growing import GrowingStorage
 from varemb.storage.handles import ABSENT, Array
-from varemb.storage.moves import Mover, parts
+from varemb.storage.moves import Mover, NewNumbers, parts
 from varemb.storage.requests import check_init, checked_dims, checked_rows, map_rows
+from varemb.storage.slots import ChunkPlan
 
 Ints = npt.NDArray[np.int64]
 
@@ -56,9 +57,7 @@ class PagedStorage(GrowingStorage):
         """The numbers of one row, a view of the weight until the table changes."""
         if not 0 <= row < self.num_rows:
             raise IndexError(f"row: must be in [0, {self.num_rows}), got {row}")
-        handles = self.handles.read(np.array([row]))
-        self._refuse_absent("row", np.array([row]), handles)
-        (offset,), (dim,) = self.slots.locate(handles)
+        _, (offset,), (dim,) = self._locate("row", np.array([row]))
         return self.weight[int(offset) : int(offset + dim)]
 
     # --- changes
@@ -96,35 +95,48 @@ class PagedStorage(GrowingStorage):
         """
         rows = checked_rows("resize", rows, self.num_rows)
         dims = checked_dims("resize", dims, len(rows), self.width, self.sizes)
-        check_init("resize", init, std)
-        handles = self.handles.read(rows)
-        self._refuse_absent("resize", rows, handles)
-        mover = Mover(self, backend)
-        offset, old = self.slots.locate(handles)
-        changed = old != dims
+        check_init("resize", init, std, generator, self.weight.device)
+        mover, new = Mover(self, backend), NewNumbers(init, std, generator)
+        asked = np.zeros(self.width + 1, np.int64)
+        changed = np.ones(len(rows), bool)
+        for part in parts(len(rows), self.width):
+            _, _, old = self._locate("resize", rows[part])
+            changed[part] = old != dims[part]
+            asked += np.bincount(dims[part][changed[part]], minlength=len(asked))
         if not changed.all():
-            rows, dims, handles = rows[changed], dims[changed], handles[changed]
-            offset, old = offset[changed], old[changed]
+            rows, dims = rows[changed], dims[changed]
         if not rows.size:
             return
         made = None
         if callable(init):
+            _, offset, old = self._locate("resize", rows)
             made = map_rows("resize", init, mover.block(offset, old, self.width), old, dims)
-        self._provide(dims, backend)
-        handles = self.handles.read(rows)  # compaction may have moved them
-        offset, _ = self.slots.locate(handles)
+        self._provide(asked, backend)
+        for part in parts(len(rows), self.width):
+            own = None if made is None else made[part]
+            self._resize(mover, rows[part], dims[part], new, own, keep_state)
+
+    def _resize(
+        self,
+        mover: Mover,
+        rows: Ints,
+        dims: Ints,
+        new: NewNumbers,
+        made: Tensor | None,
+        keep_state: bool,
+    ) -> None:
+        """Rows get other slots, which there are; what can fail comes before what changes."""
+        handles, offset, old = self._locate("resize", rows)
+        kept = np.minimum(old, dims)
+        block = mover.new_numbers(new, dims - kept) if made is None else made
         taken = self.slots.take(dims)
         target, _ = self.slots.locate(taken)
-        kept = np.minimum(old, dims)
-        for part in parts(len(rows), self.width):
-            mover.relocate(
-                offset[part], target[part], kept[part], dims[part], keep_state=keep_state
-            )
-            if made is not None:
-                mover.store(made[part], target[part], dims[part])
-            elif init == "normal":
-                mover.draw(target[part] + kept[part], (dims - kept)[part], std, generator)
-            mover.clear(offset[part], old[part])
+        mover.relocate(offset, target, kept, dims, keep_state=keep_state)
+        if made is not None:
+            mover.store(made, target, dims)
+        else:
+            mover.put(block, target + kept, dims - kept)
+        mover.clear(offset, old)
         if not keep_state:
             self.reset_rows(rows)
         self.slots.give(handles, old)
@@ -154,31 +166,32 @@ class PagedStorage(GrowingStorage):
         if count < 0:
             raise ValueError(f"extend: count must not be negative, got {count}")
         dims = checked_dims("extend", dims, count, self.width, self.sizes)
-        check_init("extend", init, std)
-        mover = Mover(self, backend)
-        none = np.zeros(count, np.int64)
+        check_init("extend", init, std, generator, self.weight.device)
+        mover, new = Mover(self, backend), NewNumbers(init, std, generator)
         made = None
         if callable(init):
             block = self.weight.new_zeros(count, self.width)
-            made = map_rows("extend", init, block, none, dims)
+            made = map_rows("extend", init, block, np.zeros(count, np.int64), dims)
         again = min(count, len(self.removed))
         fresh = np.arange(self.next_row, self.next_row + count - again)
         rows = np.concatenate([self.removed[len(self.removed) - again :][::-1], fresh])
         if self.next_row + len(fresh) > self.num_rows:
             self.grow_rows(self.next_row + len(fresh))
-        self._provide(dims, backend)
-        taken = self.slots.take(dims)
-        target, _ = self.slots.locate(taken)
+        self._provide(np.bincount(dims, minlength=self.width + 1), backend)
         for part in parts(count, self.width):
-            mover.relocate(none[part], target[part], none[part], dims[part])
+            none = np.zeros_like(dims[part])
+            block = mover.new_numbers(new, dims[part]) if made is None else made[part]
+            taken = self.slots.take(dims[part])
+            target, _ = self.slots.locate(taken)
+            mover.relocate(none, target, none, dims[part])
             if made is not None:
-                mover.store(made[part], target[part], dims[part])
-            elif init == "normal":
-                mover.draw(target[part], dims[part], std, generator)
+                mover.store(block, target, dims[part])
+            else:
+                mover.put(block, target, dims[part])
+            self._write(rows[part], taken)
         self.reset_rows(rows)
         self.removed = self.removed[: len(self.removed) - again]
         self.next_row += len(fresh)
-        self._write(rows, taken)
         self.live += int(dims.sum())
         self.present_rows += count
         return torch.from_numpy(rows)
@@ -193,16 +206,16 @@ class PagedStorage(GrowingStorage):
         Raises: as `resize`.
         """
         rows = checked_rows("remove", rows, self.num_rows)
-        handles = self.handles.read(rows)
-        self._refuse_absent("remove", rows, handles)
         mover = Mover(self, backend)
-        offset, dims = self.slots.locate(handles)
         for part in parts(len(rows), self.width):
-            mover.clear(offset[part], dims[part])
-        self.slots.give(handles, dims)
-        self._write(rows, np.full(len(rows), ABSENT, np.uint32))
+            self._locate("remove", rows[part])
+        for part in parts(len(rows), self.width):
+            handles, offset, dims = self._locate("remove", rows[part])
+            mover.clear(offset, dims)
+            self.slots.give(handles, dims)
+            self._write(rows[part], np.full(len(dims), ABSENT, np.uint32))
+            self.live -= int(dims.sum())
         self.removed = np.concatenate([self.removed, rows])
-        self.live -= int(dims.sum())
         self.present_rows -= len(rows)
 
     @torch.no_grad()
@@ -222,7 +235,9 @@ class PagedStorage(GrowingStorage):
             self.set_numbers(end, numbers)
             self.slots.extents.cut(surplus)
 
-    def _refuse_absent(self, op: str, rows: Ints, handles: Array) -> None:
+    def _locate(self, op: str, rows: Ints) -> tuple[Array, Ints, Ints]:  # [n], [n], [n]
+        """Handle, offset and dim of rows that must be there."""
+        handles = self.handles.read(rows)
         absent = handles == ABSENT
         if absent.any():
             at = int(np.argmax(absent))
@@ -230,23 +245,20 @@ class PagedStorage(GrowingStorage):
                 f"{op}: rows must be rows that the table has, got {rows[at]} at position {at}, "
                 "which is absent"
             )
+        return handles, *self.slots.locate(handles)
 
     def _write(self, rows: Ints, handles: Array) -> None:
         self.push_words()
         self.handles.write(rows, handles)
 
-    def _provide(self, dims: Ints, backend: str | None) -> None:
-        """Makes chunks for rows of the given dims, where free slots do not suffice."""
+    def _provide(self, asked: Ints, backend: str | None) -> None:
+        """Makes chunks for rows of each dim [D + 1], where free slots do not suffice."""
         slots, numbers = self.slots, self.weight.numel()
-        asked = np.bincount(dims, minlength=self.width + 1)
         plan = slots.plan(asked, roomy=True)
         if plan.missing and slots.drop_dead():
             plan = slots.plan(asked, roomy=True)
-        if plan.missing and numbers <= self.reserve_numbers:
-            plan = slots.plan(asked, roomy=False)
-            if plan.missing and self.live + int(dims.sum()) <= numbers:
-                self.compact(backend=backend)
-                plan = slots.plan(asked, roomy=False)
+        if numbers <= self.reserve_numbers:
+            plan = self._fit(asked, plan, backend)
         if plan.missing:
             plan = slots.plan(asked, roomy=True)
             self.grow_numbers(plan.missing)
@@ -258,3 +270,16 @@ class PagedStorage(GrowingStorage):
                 slots.release(plan)
                 raise
         slots.make(plan.ranges)
+
+    def _fit(self, asked: Ints, plan: ChunkPlan, backend: str | None) -> ChunkPlan:
+        """A plan within the reservation, if need be with smaller chunks or after compaction."""
+        slots = self.slots
+        if plan.missing:
+            plan = slots.plan(asked, roomy=False)
+        needed = self.live + int(asked @ np.arange(self.width + 1))
+        is_short = plan.missing or plan.chunks > slots.chunk_room
+        if is_short and needed <= self.weight.numel():
+            slots.release(plan)
+            self.compact(backend=backend)
+            plan = slots.plan(asked, roomy=False)
+        return plan

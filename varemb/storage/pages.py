@@ -11,7 +11,7 @@ from torch import Tensor
 _MADV_DONTNEED = 4
 _MADV_HUGEPAGE = 14
 _PAGE = 2 << 20
-_COPIED_AT_A_TIME = 32 << 20  # bytes that are there twice while a buffer moves
+_COPIED_AT_A_TIME = 8 << 20  # bytes that are there twice while a buffer moves
 
 
 def _find_madvise() -> ctypes._NamedFuncPointer | None:
@@ -78,13 +78,13 @@ def moved(tensor: Tensor, kept: int, numbers: int, room: int = 0) -> Tensor:  # 
         new[:kept] = old[:kept]
         return new
     step = max(1, _COPIED_AT_A_TIME // old.element_size())
-    first = old.data_ptr()
+    first, given_back = old.data_ptr(), old.data_ptr()
     for begin in range(0, kept, step):
         end = min(begin + step, kept)
         new[begin:end] = old[begin:end]
-        _advise(
-            first + begin * old.element_size(), first + end * old.element_size(), _MADV_DONTNEED
-        )
+        copied = (first + end * old.element_size()) // _PAGE * _PAGE
+        _advise(given_back, copied, _MADV_DONTNEED)
+        given_back = max(given_back, copied)
     return new
 
 

@@ -68,12 +68,22 @@ def checked_dims(
     return array
 
 
-def check_init(op: str, init: str | RowMap, std: float) -> None:
-    """Raises ValueError for an unknown way to make new numbers."""
+def check_init(
+    op: str,
+    init: str | RowMap,
+    std: float,
+    generator: torch.Generator | None,
+    device: torch.device,
+) -> None:
+    """Raises ValueError for a way to make new numbers that there is not."""
     if not callable(init) and init not in ("zeros", "normal"):
         raise ValueError(f"{op}: init must be zeros, normal or a function, got {init!r}")
     if not std >= 0:
         raise ValueError(f"{op}: std must not be negative, got {std}")
+    if generator is not None and generator.device.type != device.type:
+        raise ValueError(
+            f"{op}: generator must be of the table's device {device}, got {generator.device}"
+        )
 
 
 def map_rows(op: str, init: RowMap, old: Tensor, old_dims: Ints, new_dims: Ints) -> Tensor:
