@@ -101,6 +101,7 @@ def test_every_segment_spends_the_budget_and_no_more(result):
         assert record["live_numbers"] * 4 == record["bytes"] == record["budget_bytes"] == 4000
     assert result.params == result.plan.num_params == 1000
     assert result.bytes["weights"] == 4000
+    assert result.bytes["optimizer"] == 8000
 
 
 def test_rows_grow_and_shrink(result):
@@ -261,7 +262,7 @@ def test_negatives_are_items_of_the_train_part_that_the_user_never_had():
     method = SCALL(dataclasses.replace(TINY, policy="uniform"))
     method.fit(make_stream(), progress=False)
     frame = method._frame
-    task = SegmentTask(frame, method._nodes, TINY)
+    task = SegmentTask(frame, method._nodes, 1000, TINY)
     users, positives, negatives = task.make_sampler(torch.Generator().manual_seed(0)).sample(5000)
     had = set(zip(frame.known.users.tolist(), frame.known.items.tolist(), strict=True))
     drawn = set(zip(users.tolist(), negatives.tolist(), strict=True))

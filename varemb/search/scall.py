@@ -114,6 +114,7 @@ class SCALL:
 
             def keep() -> None:
                 segments.file.save(self.state())
+                segments.show_trials(len(self._search.rewards))
 
             for part in segments.after(len(self._log)):
                 segments.show(self._learn(part.users, part.items, keep))
@@ -145,7 +146,8 @@ class SCALL:
         """One segment; `keep` is called after every trial (methods.md §5.6)."""
         config = self.config
         if config.policy == "scall" and self._table is not None and self._frame is not None:
-            task, situation = SegmentTask(self._frame, self._nodes, config), self._situation()
+            situation = self._situation()
+            task = SegmentTask(self._frame, self._nodes, situation.budget, config)
             self._search.run(task, situation, self._table, self._reference, keep)
         began = time.perf_counter()
         frame = self._past.open_segment(users, items, config, self._generator, config.numbers)
@@ -154,7 +156,7 @@ class SCALL:
         situation = self._situation()
         dims, action = self._choose(situation)
         self._table = self._fit_table(dims, situation.budget)
-        task = SegmentTask(frame, self._nodes, config)
+        task = SegmentTask(frame, self._nodes, situation.budget, config)
         trained = train_table(task, self._table, self._generator)
         quality = task.rank(LightGCN(self._table, task.adjacency, config.layers), "test")
         self._reference = trained.reference

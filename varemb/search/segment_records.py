@@ -132,6 +132,8 @@ class SegmentLog:
             )
         plan, seconds = make_plan(table, nodes), self.records[-1]["seconds"]
         sizes = memory_report(table).bytes
+        # Adam's two moments of every number, while a segment is trained; then they are discarded.
+        sizes["optimizer"] = 2 * table.weight.element_size() * table.live_numbers
         return StreamResult(
             plan=plan,
             metrics=metrics,
@@ -229,6 +231,7 @@ class Segments:
             path = Path(checkpoint_dir) / f"{identity['method']}.safetensors"
         self.file = Checkpoint(path, {**identity, "events": len(users), "ids": ids})
         self._bar: Any = None
+        self._shown: dict[str, str] = {}
         if progress:
             try:
                 from tqdm import tqdm
@@ -257,9 +260,15 @@ class Segments:
         """Moves the bar on by a segment and shows its record."""
         if self._bar is not None:
             self._bar.update(1)
-            self._bar.set_postfix({
+            self._shown = {
                 f"R@{TOP}": f"{record[f'recall@{TOP}']:.4f}",
                 f"N@{TOP}": f"{record[f'ndcg@{TOP}']:.4f}",
                 "mean dim": f"{record['mean_dim']:.1f}",
                 "MB": f"{record['bytes'] / 1e6:.2f} of {record['budget_bytes'] / 1e6:.2f}",
-            })  # fmt: skip
+            }  # fmt: skip
+            self._bar.set_postfix(self._shown)
+
+    def show_trials(self, count: int) -> None:
+        """Shows how many trials the search in hand has made."""
+        if self._bar is not None and count:
+            self._bar.set_postfix({**self._shown, "trials": count})

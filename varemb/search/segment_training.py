@@ -19,6 +19,7 @@ from varemb.budget import Ints
 from varemb.models.lightgcn import LightGCN, bpr_loss, normalized_adjacency
 from varemb.nn import VarEmbedding
 from varemb.ranking import ItemLists, item_lists, rank_metrics
+from varemb.search.budget_table import check_budget
 from varemb.search.epochs import gradient_step, option
 from varemb.search.segments import Frame, FrameConfig, Part
 
@@ -79,11 +80,14 @@ class SegmentTask:
     Args:
         frame: pairs by user and item numbers.
         nodes: table row of each user and of each item. [U], [V]
+        budget: numbers that a table may hold, asserted in every step.
         config: settings.
     """
 
-    def __init__(self, frame: Frame, nodes: tuple[Ints, Ints], config: TrainingConfig) -> None:
-        self.frame, self.nodes, self.config = frame, nodes, config
+    def __init__(
+        self, frame: Frame, nodes: tuple[Ints, Ints], budget: int, config: TrainingConfig
+    ) -> None:
+        self.frame, self.nodes, self.budget, self.config = frame, nodes, budget, config
         users, items = self._nodes_of(frame.known)
         self.adjacency = normalized_adjacency(users, items, sum(map(len, nodes)))
         self.fit, self.allowed = _drop_full_users(frame)
@@ -106,7 +110,11 @@ class SegmentTask:
         )
 
     def run_round(
-        self, model: LightGCN, optimizer: torch.optim.Optimizer, sampler: BprSampler
+        self,
+        table: VarEmbedding,
+        model: LightGCN,
+        optimizer: torch.optim.Optimizer,
+        sampler: BprSampler,
     ) -> float:
         """`steps` steps; the mean loss.
 
@@ -126,6 +134,7 @@ class SegmentTask:
                 self.config.decay,
             )
             losses.append(gradient_step(loss, [optimizer]))
+            check_budget(table, self.budget)
         return sum(losses) / len(losses)
 
     def _make_exam(self, part: Part) -> Exam | None:
@@ -186,7 +195,7 @@ def make_adam(table: VarEmbedding, lr: float) -> torch.optim.Optimizer:
 def run_trial(task: SegmentTask, table: VarEmbedding, generator: torch.Generator) -> float:
     """Fitness on the test part after one round from the table's first numbers."""
     model = LightGCN(table, task.adjacency, task.config.layers)
-    task.run_round(model, make_adam(table, task.config.lr), task.make_sampler(generator))
+    task.run_round(table, model, make_adam(table, task.config.lr), task.make_sampler(generator))
     return task.rank(model, "test").fitness
 
 
@@ -204,7 +213,7 @@ def train_table(task: SegmentTask, table: VarEmbedding, generator: torch.Generat
     for round_ in range(1, config.max_rounds + 1):
         for group in optimizer.param_groups:
             group["lr"] = max(config.lr * config.lr_decay ** (round_ - 1), config.lr_floor)
-        last, loss = loss, task.run_round(model, optimizer, sampler)
+        last, loss = loss, task.run_round(table, model, optimizer, sampler)
         if round_ == 1:
             reference = task.rank(model, "test").fitness
         score = task.rank(model, judged).fitness
