@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from search.pairs import DenseMasked, planted_pairs, prepare
+from search.pairs import planted_pairs, prepare
 from torch.nn import functional as F
 
+from benchmarks.bench_ciess import DenseMasked
 from varemb import VarEmbedding
 from varemb.bpr_sampler import BprSampler
 from varemb.models.graph import NodeRows, multiply, multiply_both_ways

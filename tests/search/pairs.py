@@ -1,10 +1,8 @@
-"""Small purchases with a known structure, and dense tables behind a mask, for tests of rankings."""
+"""Small purchases with a known structure, for tests of rankings."""
 
 from functools import partial
 
 import numpy as np
-import torch
-from torch import nn
 
 from varemb.data.interactions import Interactions, Split
 from varemb.models.recommender import prepare_recommender
@@ -27,16 +25,3 @@ def prepare(split: Split, name: str, width: int):
     """Makes recommenders of one kind over pairs of a split."""
     sizes = {"num_users": split.num_users, "num_items": split.num_items, "width": width}
     return partial(prepare_recommender, name, **sizes)
-
-
-class DenseMasked(nn.Module):
-    """A full table times a prefix mask: what a packed table must agree with. [L] -> [L, D]"""
-
-    def __init__(self, dense: torch.Tensor, dims: np.ndarray) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(dense.clone())
-        mask = torch.arange(dense.shape[1]) < torch.from_numpy(dims)[:, None]
-        self.register_buffer("mask", mask)
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return nn.functional.embedding(rows, self.weight * self.mask)

@@ -141,7 +141,8 @@ class TD3:
     def values(self, states: Tensor, dims: Tensor) -> Tensor:
         """Q_1 of several dims for each row. [n, S], [n, k] -> [n, k]"""
         repeated = states.repeat_interleave(dims.shape[1], 0)
-        values: Tensor = self.critics(repeated, self._norm(dims.reshape(-1, 1).float()))[0]
+        both = torch.cat([repeated, self._norm(dims.reshape(-1, 1).float())], 1)
+        values: Tensor = self.critics.first(both)  # the second is not asked
         return values.view(dims.shape)
 
     def update(self) -> float:
