@@ -1,10 +1,30 @@
-"""Recommenders over fields of categorical ids: [B, F] ids in, [B] logits out."""
+"""Recommenders: of clicks, fields of ids [B, F] in and logits [B] out; and for rankings."""
 
 from varemb.models.autoint import AutoInt
 from varemb.models.deepfm import DeepFM
 from varemb.models.fm import FM
 from varemb.models.ipnn import IPNN
+from varemb.models.lightgcn import LightGCN
+from varemb.models.mf import MF
+from varemb.models.ncf import NCF
 from varemb.models.nfm import NFM
+from varemb.models.ngcf import NGCF
+from varemb.models.recommender import DECAYS, RECOMMENDERS, DotRecommender, prepare_recommender
 from varemb.models.wide_deep import WideDeep
 
-__all__ = ["FM", "IPNN", "NFM", "AutoInt", "DeepFM", "WideDeep"]
+__all__ = [
+    "DECAYS",
+    "FM",
+    "IPNN",
+    "MF",
+    "NCF",
+    "NFM",
+    "NGCF",
+    "RECOMMENDERS",
+    "AutoInt",
+    "DeepFM",
+    "DotRecommender",
+    "LightGCN",
+    "WideDeep",
+    "prepare_recommender",
+]

@@ -86,7 +86,7 @@ def multiply_both_ways(block: Tensor, matrix: Tensor, transposed: Tensor) -> Ten
         >>> block.grad.tolist()
         [[0.0], [2.0]]
     """
-    out: Tensor = _Multiply.apply(block, matrix, transposed)  # type: ignore[no-untyped-call]
+    out: Tensor = _Multiply.apply(block, matrix, transposed)
     return out
 
 

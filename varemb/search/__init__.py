@@ -13,15 +13,21 @@ from varemb.search.base import (
     StreamResult,
     TrainResult,
 )
+from varemb.search.ciess import CIESS
 from varemb.search.darts import DARTS, DARTSConfig
+from varemb.search.dim_agents import CIESSConfig
 from varemb.search.dpq import DPQ, DPQConfig
 from varemb.search.esapn import ESAPN, ESAPNConfig
+from varemb.search.fixed_sizes import FixedSizes, FixedSizesConfig
 from varemb.search.mde import Mde, MdeConfig
 from varemb.search.mgqe import MGQE, MGQEConfig
 from varemb.search.nis import NIS, NISConfig
 from varemb.search.optembed import OptEmbed, OptEmbedConfig
+from varemb.search.pairwise import PairData, PairwiseConfig, Recommender
 from varemb.search.pep import PEP, PEPConfig
+from varemb.search.pep_ranking import RankingPEP, RankingPEPConfig
 from varemb.search.ras import RandomSearch, RasConfig
+from varemb.search.retraining import LevelResult, RankingResult
 from varemb.search.scall import SCALL
 from varemb.search.scall_config import SCALLConfig
 from varemb.search.stream_fixed import StreamFixed, StreamFixedConfig
@@ -43,6 +49,7 @@ from varemb.search.training import (
 from varemb.search.uniform import Uniform, UniformConfig
 
 __all__ = [
+    "CIESS",
     "DARTS",
     "DPQ",
     "ESAPN",
@@ -55,12 +62,16 @@ __all__ = [
     "AutoDimConfig",
     "AutoEmb",
     "AutoEmbConfig",
+    "CIESSConfig",
     "DARTSConfig",
     "DPQConfig",
     "ESAPNConfig",
     "EventStream",
     "Events",
     "FieldData",
+    "FixedSizes",
+    "FixedSizesConfig",
+    "LevelResult",
     "MGQEConfig",
     "MakeModel",
     "MakeTable",
@@ -70,8 +81,14 @@ __all__ = [
     "OptEmbed",
     "OptEmbedConfig",
     "PEPConfig",
+    "PairData",
+    "PairwiseConfig",
     "RandomSearch",
+    "RankingPEP",
+    "RankingPEPConfig",
+    "RankingResult",
     "RasConfig",
+    "Recommender",
     "SCALLConfig",
     "SearchResult",
     "StoredTable",
