@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from array import array
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from varemb.ops.reference import stored_dims
 from varemb.rows import Rows
 from varemb.storage.base import Storage
-from varemb.storage.handles import ABSENT, Handles
+from varemb.storage.handles import ABSENT, Handles, is_on_host
 from varemb.storage.pages import moved, prefer_huge_pages
 from varemb.storage.placement import count_dims, place
 from varemb.storage.saving import SavedLayout, fault_of, layout_of
@@ -71,7 +72,9 @@ class GrowingStorage(Storage, abc.ABC):
         self.register_buffer("index", index, persistent=False)
         self._bind()
         place(self.slots, self.handles, given, counts, self.weight.numel())
-        self.removed: Ints = np.flatnonzero(given < 0)[::-1]
+        self.push_words()
+        absent = np.flatnonzero(given < 0)[::-1]
+        self.removed = array("I", absent.astype(np.uint32).tobytes())
         self.index = index.to(self.weight.device)
         self._bind()
         self.register_weight()
@@ -87,10 +90,11 @@ class GrowingStorage(Storage, abc.ABC):
         return 32 * classes + self.num_rows // (CHUNK_ROWS - CHUNK_ROWS // 4)
 
     def _bind(self) -> None:
-        """Looks at the index as the host does: the words, and on the CPU the handles."""
+        """Looks at the index as it is now."""
         handle_words = -(-self.num_rows // 2)
-        words = self.index[handle_words:].cpu().numpy()
-        self.slots.bind(words)
+        words = self.index[handle_words:]
+        is_own = is_on_host(self.index)
+        self.slots.bind((words if is_own else words.to("cpu", copy=True)).numpy())
         self.handles = Handles(self.index, self.num_rows)
 
     @property
@@ -131,13 +135,13 @@ class GrowingStorage(Storage, abc.ABC):
 
     def index_nbytes(self) -> int:
         """Bytes of handles, chunk words, free lists and removed rows, wherever they are."""
-        mirror = 0 if self.index.device.type == "cpu" else self.slots.words.nbytes
+        mirror = 0 if is_on_host(self.index) else self.slots.words.nbytes
         index = self.index.untyped_storage().nbytes()
-        return index + mirror + self.slots.nbytes + self.removed.nbytes
+        return index + mirror + self.slots.nbytes + self.removed.itemsize * len(self.removed)
 
     def push_words(self) -> None:
         """Renews the words of an index on a device; on the CPU they are the index's own."""
-        if self.slots.has_new_words and self.index.device.type != "cpu":
+        if self.slots.has_new_words and not is_on_host(self.index):
             self.index[-(-self.num_rows // 2) :] = torch.from_numpy(self.slots.words).to(
                 self.index.device
             )
@@ -216,7 +220,7 @@ class GrowingStorage(Storage, abc.ABC):
         weight = self.weight[: self.used_numbers]
         destination[prefix + "weight"] = weight if keep_vars else weight.detach()
         handles = self.handles.tensor(self.next_row)
-        layout = layout_of(self.slots, handles, self.removed, self.next_row)
+        layout = layout_of(self.slots, handles, np.array(self.removed), self.next_row)
         for name, tensor in layout._asdict().items():
             destination[prefix + name] = tensor
 
@@ -273,7 +277,8 @@ class GrowingStorage(Storage, abc.ABC):
         )
         self.push_words()
         self.next_row = rows
-        self.removed = saved.removed_rows.cpu().numpy().copy()
+        removed = saved.removed_rows.cpu().numpy()
+        self.removed = array("I", removed.astype(np.uint32).tobytes())
         handles = saved.handles.cpu().numpy().view(np.uint32)
         every = np.full(self.num_rows, ABSENT, np.uint32)
         every[:rows] = handles

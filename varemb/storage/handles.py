@@ -15,6 +15,11 @@ Ints = npt.NDArray[np.int64]
 _ROWS_AT_A_TIME = 1 << 17
 
 
+def is_on_host(index: Tensor) -> bool:
+    """Whether the host reads and writes an index itself, instead of by copies."""
+    return index.device.type == "cpu"
+
+
 class Handles:
     """Handles of rows, wherever the index is.
 
@@ -26,8 +31,8 @@ class Handles:
     def __init__(self, index: Tensor, num_rows: int) -> None:
         self._index, self._num_rows = index, num_rows
         self._there = index[: -(-num_rows // 2)].view(torch.int32)
-        is_here = index.device.type == "cpu"
-        self._here: Array | None = self._there.numpy().view(np.uint32) if is_here else None
+        here = self._there.numpy().view(np.uint32) if is_on_host(index) else None
+        self._here: Array | None = here
 
     def read(self, rows: Ints) -> Array:  # [n] -> [n]
         if self._here is not None:

@@ -174,7 +174,8 @@ class PagedStorage(GrowingStorage):
             made = map_rows("extend", init, block, np.zeros(count, np.int64), dims)
         again = min(count, len(self.removed))
         fresh = np.arange(self.next_row, self.next_row + count - again)
-        rows = np.concatenate([self.removed[len(self.removed) - again :][::-1], fresh])
+        used = np.array(self.removed[len(self.removed) - again :], np.int64)
+        rows = np.concatenate([used[::-1], fresh])
         if self.next_row + len(fresh) > self.num_rows:
             self.grow_rows(self.next_row + len(fresh))
         self._provide(np.bincount(dims, minlength=self.width + 1), backend)
@@ -190,7 +191,7 @@ class PagedStorage(GrowingStorage):
                 mover.put(block, target, dims[part])
             self._write(rows[part], taken)
         self.reset_rows(rows)
-        self.removed = self.removed[: len(self.removed) - again]
+        del self.removed[len(self.removed) - again :]
         self.next_row += len(fresh)
         self.live += int(dims.sum())
         self.present_rows += count
@@ -215,7 +216,7 @@ class PagedStorage(GrowingStorage):
             self.slots.give(handles, dims)
             self._write(rows[part], np.full(len(dims), ABSENT, np.uint32))
             self.live -= int(dims.sum())
-        self.removed = np.concatenate([self.removed, rows])
+        self.removed.frombytes(rows.astype(np.uint32).tobytes())
         self.present_rows -= len(rows)
 
     @torch.no_grad()

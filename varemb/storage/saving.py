@@ -18,6 +18,7 @@ from varemb.storage.handles import ABSENT
 from varemb.storage.slots import CHUNK_ROWS, Slots
 
 Ints = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.uint32]
 _DIM_MASK = (1 << DIM_BITS) - 1
 
 
@@ -32,7 +33,7 @@ class SavedLayout(NamedTuple):
     next_row: Tensor  # [] int64: rows from here on were never there
 
 
-def layout_of(slots: Slots, handles: Tensor, removed: Ints, next_row: int) -> SavedLayout:
+def layout_of(slots: Slots, handles: Tensor, removed: Rows, next_row: int) -> SavedLayout:
     """The layout of a table. Args: its parts; handles [N] int32."""
     count = int(np.flatnonzero(slots.rows_of)[-1]) + 1 if slots.rows_of.any() else 1
     return SavedLayout(
@@ -40,7 +41,7 @@ def layout_of(slots: Slots, handles: Tensor, removed: Ints, next_row: int) -> Sa
         torch.from_numpy(slots.words[:count].copy()),
         torch.from_numpy(slots.rows_of[:count].astype(np.int16)),
         torch.from_numpy(slots.free_handles().view(np.int32)),
-        torch.from_numpy(removed.copy()),
+        torch.from_numpy(removed.astype(np.int64)),
         torch.tensor(next_row),
     )
 
