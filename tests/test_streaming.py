@@ -124,6 +124,21 @@ def test_a_finished_run_is_shown_again(source, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
+def test_an_unfinished_run_goes_on(source, tmp_path, monkeypatch):
+    def stop(search, stream, *, checkpoint_dir, **options):
+        (checkpoint_dir / "stand.safetensors").touch()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken, pytest.raises(KeyboardInterrupt):
+        broken.setattr(StandIn, "fit", stop)
+        run(source, tmp_path / "run")
+    with pytest.raises(ValueError, match="holds an unfinished run; add --resume"):
+        run(source, tmp_path / "run")
+    assert run(source, tmp_path / "run", resume=True)["params"] == 24
+    ((_, _, resume),) = StandIn.calls
+    assert resume
+
+
 @pytest.mark.parametrize(
     ("source_change", "config_change", "message"),
     [
