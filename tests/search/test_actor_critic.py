@@ -8,7 +8,7 @@ import torch
 from varemb.search.actor_critic import SAC, Replay, SACConfig
 
 SMALL = SACConfig(
-    hidden=32, actor_lr=3e-3, critic_lr=1e-2, gamma=0.0, entropy=0.02, batch_size=32, warm_up=32
+    hidden=32, actor_lr=3e-3, critic_lr=1e-2, gamma=0.0, entropy=0.02, replay_batch=32, warm_up=32
 )
 
 
@@ -35,7 +35,7 @@ def test_sac_values_what_comes_after():
     agent = make_agent(
         SACConfig(
             hidden=32, actor_lr=3e-3, critic_lr=1e-2, gamma=0.9, tau=0.05, entropy=0.02,
-            batch_size=32, warm_up=32,
+            replay_batch=32, warm_up=32,
         ),
         actions=1,
     )  # fmt: skip

@@ -14,9 +14,10 @@ import torch
 
 from varemb.data import EventStream
 from varemb.search import SCALL, SCALLConfig
+from varemb.search.actor_critic import SACConfig
 from varemb.search.budget_table import make_table, move_table
 from varemb.search.scall_state import frequency_profile, state_size, state_vector
-from varemb.search.segment_training import SegmentTask
+from varemb.search.segment_training import SegmentTask, TrainingConfig
 from varemb.storage import PackedStorage
 
 TINY = SCALLConfig(
@@ -282,6 +283,14 @@ def test_state_has_one_length_whatever_the_rows():
         lengths.add(len(vector))
     assert lengths == {state_size(TINY)}
     assert state_size(SCALLConfig(width=256)) == 1028
+
+
+def test_settings_of_agent_and_recommender_do_not_share_a_name():
+    agent, training = (
+        {f.name for f in dataclasses.fields(each)} for each in (SACConfig, TrainingConfig)
+    )
+    assert not agent & training
+    assert (SCALLConfig().batch_size, SCALLConfig().replay_batch) == (10_000, 8)
 
 
 def test_frequency_profile_of_equal_counts_is_zero():

@@ -42,7 +42,7 @@ class SACConfig:
     entropy: float = option(0.2, "w, weight of the entropy")
     capacity: int = option(10_000, "transitions that are kept")
     warm_up: int = option(12, "transitions before batches are larger than 1")
-    batch_size: int = option(8, "transitions of a batch")
+    replay_batch: int = option(8, "transitions of a batch")
 
 
 class Replay:
@@ -190,7 +190,7 @@ class SAC:
             `critic_loss`, `actor_loss` and `entropy` (mean of -log pi).
         """
         config = self.config
-        size = config.batch_size if len(self.replay) >= config.warm_up else 1
+        size = config.replay_batch if len(self.replay) >= config.warm_up else 1
         states, actions, rewards, following = self.replay.sample(size, self.generator)
         with torch.no_grad():
             next_actions, next_logs = self._draw(following)
