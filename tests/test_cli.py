@@ -3,13 +3,13 @@
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from command_line import error_of, start
 
 from varemb import cli
 from varemb.cli import main
@@ -61,21 +61,6 @@ def searched(data_dir, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("run") / "a"
     assert main(search_words(data_dir, out)) == 0
     return out
-
-
-def error_of(words: list[str], capsys) -> str:
-    capsys.readouterr()
-    try:
-        code = main(words)
-    except SystemExit as stop:  # argparse
-        code = stop.code
-    text = capsys.readouterr().err
-    assert code == 2, text
-    assert "Traceback" not in text
-    first, *rest = text.splitlines()
-    assert first.startswith("varemb: ")
-    assert all(line.startswith("see: varemb") for line in rest)
-    return first
 
 
 def test_search_writes_the_run_folder(searched):
@@ -152,17 +137,6 @@ def test_resume_refuses_other_data(data_dir, searched, tmp_path, capsys):
         (tmp_path / path.name).write_text("\n".join(kept) + "\n")
     error = error_of(search_words(tmp_path, searched, "--resume"), capsys)
     assert "was started with content of --data-dir checksum" in error
-
-
-def start(words: list[str]) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "varemb", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # A shell lets its background jobs ignore Ctrl-C, and they their children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 def wait_for(path: Path, run: subprocess.Popen) -> None:

@@ -3,12 +3,12 @@
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import error_of, start
 
 from varemb.cli import main
 from varemb.files import load_json, load_jsonl
@@ -48,19 +48,6 @@ def words_of(command: str, clicks: Path, out: Path, *more: str) -> list[str]:
 
 def run(*words: str) -> None:
     assert main(list(words)) == 0
-
-
-def error_of(words: list[str], capsys) -> str:
-    capsys.readouterr()
-    try:
-        code = main(words)
-    except SystemExit as stop:  # argparse
-        code = stop.code
-    text = capsys.readouterr().err
-    assert code == 2 and "Traceback" not in text, text
-    (line,) = [line for line in text.replace("\r", "\n").splitlines() if "varemb: " in line]
-    assert line.startswith("varemb: ")
-    return line
 
 
 @pytest.mark.parametrize("method", ["esapn", "fixed", "darts", "autoemb", "scall"])
@@ -130,12 +117,7 @@ def test_search_continues_after_ctrl_c_and_after_a_kill(clicks, tmp_path):
     more = ["--checkpoint-every", "10", "--batch-size", "8"]
     words = words_of("esapn", clicks, tmp_path / "stopped", *more)
     for how in (signal.SIGINT, signal.SIGKILL):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "varemb", *words],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            # A shell lets its background jobs ignore Ctrl-C, and they their children.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        process = start(words)
         wait_for_a_checkpoint(tmp_path / "stopped" / "checkpoint", process)
         process.send_signal(how)
         _, errors = process.communicate(timeout=60)
