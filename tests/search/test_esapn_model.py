@@ -4,29 +4,87 @@ import pytest
 import torch
 from torch import nn
 
+from varemb.search.stream_events import loss_slopes, losses
 from varemb.search.stream_model import (
     SMALLEST,
     GroupedBatchNorm,
+    HiddenLayer,
     Inference,
     Policy,
     batch_norm,
-    linear,
+    flat_parameter,
+    raise_to_width,
     tanh,
 )
 
 
-def test_linear_and_tanh_are_torchs():
-    layer = nn.Linear(38, 70)
-    x = torch.randn(50, 38, requires_grad=True)
-    grad = torch.randn(50, 70)
+@pytest.mark.parametrize("rows", [SMALLEST - 1, 50])
+def test_hidden_layer_is_torchs(rows):
+    layer = HiddenLayer(38, 70)
+    x = torch.randn(rows, 38, requires_grad=True)
+    grad = torch.randn(rows, 70)
+    peer = nn.Sequential(layer.linear, nn.BatchNorm1d(70), nn.Tanh()).train(rows >= SMALLEST)
     found = []
-    for forward in (lambda: tanh(linear(x, layer)), lambda: torch.tanh(layer(x))):
+    for forward, norm in ((lambda: layer(x, track=True), layer.norm), (lambda: peer(x), peer[1])):
         out = forward()
-        found.append((out.detach(), *torch.autograd.grad(out, [x, *layer.parameters()], grad)))
+        inputs = [x, layer.linear.weight, norm.weight, norm.bias]
+        found.append((out.detach(), *torch.autograd.grad(out, inputs, grad)))
     for ours, theirs in zip(*found, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=2e-6, rtol=2e-5)
-    extreme = torch.tensor([-200.0, -1e-3, 0.0, 1e-3, 200.0])
-    torch.testing.assert_close(tanh(extreme), torch.tanh(extreme), atol=2e-7, rtol=0)
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(layer.norm.running_mean, peer[1].running_mean)
+    torch.testing.assert_close(layer.norm.running_var, peer[1].running_var)
+
+
+def test_tanh_is_torchs():
+    x = torch.tensor([-200.0, -1e-3, 0.0, 1e-3, 0.7, 200.0], requires_grad=True)
+    found = []
+    for each in (tanh, torch.tanh):
+        out = each(x)
+        found.append((out.detach(), *torch.autograd.grad(out.sum(), x)))
+    torch.testing.assert_close(*found, atol=2e-7, rtol=1e-6)
+
+
+def test_a_flat_parameter_trains_the_module():
+    torch.manual_seed(0)
+    module, peer = (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)) for _ in range(2))
+    peer.load_state_dict(module.state_dict())
+    flat = flat_parameter(module)
+    adams = torch.optim.Adam([flat], 0.1), torch.optim.Adam(peer.parameters(), 0.1)
+    x = torch.randn(5, 3)
+    for _ in range(3):
+        for each, adam in zip((module, peer), adams, strict=True):
+            adam.zero_grad(set_to_none=False)
+            each(x).square().sum().backward()
+            adam.step()
+    for ours, theirs in zip(module.parameters(), peer.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("outputs", [1, 5])
+def test_slopes_are_the_gradient_of_the_losses(outputs):
+    logits = torch.randn(6, outputs, requires_grad=True)
+    labels = torch.tensor([0, 1, 0, 1, 1, 0])
+    labels = labels.float() if outputs == 1 else labels
+    (expected,) = torch.autograd.grad(losses(logits, labels).sum(), logits)
+    torch.testing.assert_close(loss_slopes(logits.detach(), labels), expected)
+
+
+def test_raising_applies_the_maps_one_after_another():
+    dims = (1, 2, 4)
+    maps = nn.ModuleList([nn.Linear(1, 2), nn.Linear(2, 4)])
+    sizes = torch.tensor([2, 0, 1, 0, 2])
+    x = torch.randn(5, 4) * (torch.arange(4) < torch.tensor(dims)[sizes, None])
+    x.requires_grad_()
+    expected = [
+        x[0], maps[1](maps[0](x[1, :1])), maps[1](x[2, :2]), maps[1](maps[0](x[3, :1])), x[4],
+    ]  # fmt: skip
+    out = raise_to_width(x, sizes, dims, maps)
+    torch.testing.assert_close(out, torch.stack(expected))
+    grad = torch.randn(5, 4)
+    ours = torch.autograd.grad(out, [x, *maps.parameters()], grad)
+    theirs = torch.autograd.grad(torch.stack(expected), [x, *maps.parameters()], grad)
+    torch.testing.assert_close(ours, theirs)
+    assert raise_to_width(x, torch.full((5,), 2), dims, maps) is x
 
 
 def test_groups_are_normalised_apart():

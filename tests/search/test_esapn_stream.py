@@ -137,10 +137,10 @@ if len(sys.argv) > 2:
             os.kill(os.getpid(), signal.SIGKILL)
         return learn(self, events)
     StreamMethod.partial_fit = partial_fit
-result = METHODS["esapn"]().fit(
-    make_stream(800), progress=False, checkpoint_dir=sys.argv[1], resume=True
-)
-print(result.metrics)
+stream = make_stream(400)
+folder = sys.argv[1]
+print(METHODS["esapn"]().fit(stream, progress=False, checkpoint_dir=folder, resume=True).metrics)
+print(METHODS["esapn"]().fit(stream, progress=False).metrics)
 """
 
 
@@ -149,16 +149,17 @@ def test_a_killed_process_is_resumed_to_the_same_metrics(tmp_path):
 
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / arguments[0]), *arguments[1:]],
+            [sys.executable, "-c", code, str(tmp_path), *arguments],
             capture_output=True, text=True, env={**os.environ, "TRITON_INTERPRET": "0"},
         )  # fmt: skip
 
-    killed = run("a", "9")
+    killed = run("5")
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert (tmp_path / "a" / "esapn.safetensors").exists()
-    resumed, whole = run("a"), run("b")
-    assert resumed.returncode == whole.returncode == 0, resumed.stderr + whole.stderr
-    assert resumed.stdout == whole.stdout and "accuracy" in whole.stdout
+    assert (tmp_path / "esapn.safetensors").exists()
+    resumed = run()
+    assert resumed.returncode == 0, resumed.stderr
+    after_kill, whole = resumed.stdout.splitlines()
+    assert after_kill == whole and "accuracy" in whole
 
 
 @pytest.mark.parametrize(
@@ -188,7 +189,8 @@ def test_bad_events_are_refused_and_change_nothing(change, message):
 def assert_same_state(one, other):
     assert type(one) is type(other)
     if isinstance(one, torch.Tensor):
-        assert torch.equal(one, other)
+        # Room that no row has yet is NaN in these tests.
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
     elif isinstance(one, dict):
         assert one.keys() == other.keys()
         for key in one:

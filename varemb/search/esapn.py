@@ -47,8 +47,9 @@ from varemb.optim import Adam
 from varemb.search.epochs import check_candidates, option
 from varemb.search.stream_events import Ids, StreamConfig, losses, num_outputs
 from varemb.search.stream_history import SAMPLERS, History
-from varemb.search.stream_method import Learner, Learnt, Pair, StreamMethod, descend
-from varemb.search.stream_model import Inference, Policy, SideNorm, raise_to_width
+from varemb.search.stream_learner import Learner, Learnt, Pair, descend, zero_gradients
+from varemb.search.stream_method import StreamMethod
+from varemb.search.stream_model import Inference, Policy, SideNorm, flat_parameter, raise_to_width
 from varemb.search.stream_side import Column, Occurrences, Side
 from varemb.search.training import seeded_from
 
@@ -134,8 +135,10 @@ class ESAPNLearner(Learner):
         self.modules = {"model": model, "policies": self.policies}
         self.optimizers = {
             "tables": Adam([table.weight for table in tables], config.table_lr),
-            "model": torch.optim.Adam(model.parameters(), config.lr, fused=True),
-            "policies": torch.optim.Adam(self.policies.parameters(), config.policy_lr, fused=True),
+            "model": torch.optim.Adam([flat_parameter(model)], config.lr, fused=True),
+            "policies": torch.optim.Adam(
+                [flat_parameter(self.policies)], config.policy_lr, fused=True
+            ),
         }
         self.history = None
         if config.policy == "learned" and config.reward == "immediate":
@@ -263,7 +266,7 @@ class ESAPNLearner(Learner):
         total = torch.stack(terms).sum()
         if total.requires_grad:
             adam = self.optimizers["policies"]
-            adam.zero_grad()
+            zero_gradients([adam])
             total.backward()
             adam.step()
 

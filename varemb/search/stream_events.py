@@ -133,6 +133,14 @@ def losses(logits: Tensor, labels: Tensor) -> Tensor:  # [B, O], [B] -> [B]
     return F.cross_entropy(logits, labels, reduction="none")
 
 
+def loss_slopes(logits: Tensor, labels: Tensor) -> Tensor:  # [B, O], [B] -> [B, O]
+    """Derivative of each event's loss by its logits."""
+    if logits.shape[1] == 1:
+        p = torch.sigmoid(logits[:, 0])
+        return (2 * (p - labels) * p * (1 - p))[:, None]
+    return torch.softmax(logits, 1) - F.one_hot(labels, logits.shape[1])
+
+
 def is_correct(logits: Tensor, labels: Tensor) -> Tensor:  # [B, O], [B] -> [B], bool
     """Whether the likeliest class is the label."""
     if logits.shape[1] == 1:

@@ -17,8 +17,9 @@ from varemb.nn import VarEmbedding
 from varemb.optim import Adam
 from varemb.search.epochs import option
 from varemb.search.stream_events import StreamConfig, num_outputs
-from varemb.search.stream_method import Learner, Learnt, Pair, StreamMethod, descend
-from varemb.search.stream_model import Inference, SideNorm
+from varemb.search.stream_learner import Learner, Learnt, Pair, descend
+from varemb.search.stream_method import StreamMethod
+from varemb.search.stream_model import Inference, SideNorm, flat_parameter
 from varemb.search.stream_side import Side
 from varemb.search.training import seeded_from
 
@@ -52,7 +53,7 @@ class FixedLearner(Learner):
         self.modules = {"model": model}
         self.optimizers = {
             "tables": Adam([table.weight for table in tables], config.table_lr),
-            "model": torch.optim.Adam(model.parameters(), config.lr, fused=True),
+            "model": torch.optim.Adam([flat_parameter(model)], config.lr, fused=True),
         }
 
     def learn(self, seen: Pair, labels: Tensor) -> Learnt:

@@ -10,15 +10,13 @@ import abc
 import math
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
-import numpy.typing as npt
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from varemb.memory import memory_report
 from varemb.plan import SizePlan
@@ -29,105 +27,13 @@ from varemb.search.stream_events import (
     check_events,
     check_stream_config,
     is_correct,
-    losses,
 )
-from varemb.search.stream_history import History
+from varemb.search.stream_learner import Learner
 from varemb.search.stream_recorder import SIDES, Recorder, Scored
-from varemb.search.stream_side import Occurrences, Side
 
-Pair = tuple[Occurrences, Occurrences]  # users and items of a batch
+_COMPACTED = 20  # batches between looks at how fragmented the tables are
+
 Config = TypeVar("Config", bound=StreamConfig)
-
-
-class Learnt(NamedTuple):
-    """What was predicted before a batch was learnt."""
-
-    logits: Tensor  # [B, O]
-    losses: Tensor  # [B]
-    dims: npt.NDArray[np.int64]  # dims that users and items were read with. [2, B]
-
-
-class Learner(abc.ABC):
-    """What learns from one stream.
-
-    Attributes:
-        sides: users and items, with their tables.
-        modules: what has parameters beside the tables, by name.
-        optimizers: of tables and modules, by name.
-        history: past events that what chooses sizes learns from, if something does.
-        generator: all randomness.
-        chooser: name of the module that only chooses sizes, and of its optimizer.
-    """
-
-    sides: tuple[Side, Side]
-    modules: Mapping[str, nn.Module]
-    optimizers: Mapping[str, torch.optim.Optimizer]
-    history: History | None
-    generator: torch.Generator
-    chooser: ClassVar[str | None] = None
-
-    @abc.abstractmethod
-    def learn(self, seen: Pair, labels: Tensor) -> Learnt:
-        """Predicts a batch, then learns it. A prediction sees no label of its batch."""
-
-    def search_nbytes(self) -> int:
-        """Bytes that only the choice of sizes needs: the past, networks and their optimizer."""
-        total = 0 if self.history is None else self.history.nbytes
-        if self.chooser is None:
-            return total
-        module = self.modules[self.chooser]
-        kept = [*module.parameters(), *module.buffers()]
-        for moments in self.optimizers[self.chooser].state.values():
-            kept += moments.values()
-        return total + sum(tensor.nbytes for tensor in kept)
-
-    def state(self) -> dict[str, Any]:
-        """What `load_state` continues from."""
-        return {
-            "sides": [side.state() for side in self.sides],
-            "modules": {name: module.state_dict() for name, module in self.modules.items()},
-            "optimizers": {name: each.state_dict() for name, each in self.optimizers.items()},
-            "history": None if self.history is None else self.history.state(),
-            "generator": self.generator.get_state(),
-        }
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continues from a saved state of a learner with the same settings."""
-        for side, saved in zip(self.sides, state["sides"], strict=True):
-            side.load_state(saved)
-        for name, module in self.modules.items():
-            module.load_state_dict(state["modules"][name])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][name])
-        if self.history is not None:
-            self.history.load_state(state["history"])
-        self.generator.set_state(state["generator"])
-
-
-def descend(
-    logits: Tensor, labels: Tensor, optimizers: Sequence[torch.optim.Optimizer]
-) -> Tensor:  # [B]
-    """One step of the optimizers down the sum of the losses, which are returned.
-
-    DIFFERS: the sum, as in the published code, where Eq. 3 and 4 have the mean: for Adam they are
-        the same but for eps.
-
-    Raises:
-        FloatingPointError: a loss is not finite; the weights are left as they were.
-    """
-    lost = losses(logits, labels)
-    total = lost.sum()
-    value = total.item()
-    if not math.isfinite(value):
-        raise FloatingPointError(
-            f"stream: the loss of a batch is {value}; a smaller learning rate may help"
-        )
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    total.backward()
-    for optimizer in optimizers:
-        optimizer.step()
-    return lost.detach()
 
 
 class StreamMethod(abc.ABC, Generic[Config]):
@@ -145,6 +51,7 @@ class StreamMethod(abc.ABC, Generic[Config]):
         self._recorder = Recorder()
         self._history: list[dict[str, Any]] = []
         self._seconds = 0.0
+        self._batches_since_compaction = 0
 
     @abc.abstractmethod
     def _make_learner(self) -> Learner:
@@ -192,8 +99,9 @@ class StreamMethod(abc.ABC, Generic[Config]):
         for side, each in zip(learner.sides, seen, strict=True):
             side.leave(each)
             side.check()
-            if side.table.fragmentation > self.config.compact_above:
-                side.table.compact()
+        self._batches_since_compaction += 1
+        if self._batches_since_compaction == _COMPACTED:
+            self._compact()
         self._seconds += time.perf_counter() - start
         return {
             "events": size,
@@ -201,6 +109,12 @@ class StreamMethod(abc.ABC, Generic[Config]):
             loss: float(lost.mean()),
             **self._table_sizes(),
         }
+
+    def _compact(self) -> None:
+        self._batches_since_compaction = 0
+        for side in self.learner.sides:
+            if side.table.fragmentation > self.config.compact_above:
+                side.table.compact()
 
     def fit(
         self,
@@ -245,6 +159,7 @@ class StreamMethod(abc.ABC, Generic[Config]):
                 self._history.append(self._record())
             if number % self.config.checkpoint_every == 0:
                 file.save(self.state())
+        self._compact()
         if not self._history or self._history[-1]["events"] < total:
             self._history.append(self._record())
         file.save(self.state())

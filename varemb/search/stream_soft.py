@@ -31,8 +31,9 @@ from varemb.optim import Adam
 from varemb.search.epochs import check_candidates, option
 from varemb.search.stream_events import Ids, StreamConfig, num_outputs
 from varemb.search.stream_history import SAMPLERS, History
-from varemb.search.stream_method import Learner, Learnt, Pair, StreamMethod, descend
-from varemb.search.stream_model import Inference, Policy, batch_norm, tanh
+from varemb.search.stream_learner import Learner, Learnt, Pair, descend
+from varemb.search.stream_method import StreamMethod
+from varemb.search.stream_model import Inference, Policy, batch_norm, flat_parameter, tanh
 from varemb.search.stream_side import Column, Side
 from varemb.search.training import seeded_from
 
@@ -127,7 +128,7 @@ class SoftLearner(Learner, abc.ABC):
         self.modules = {"model": model, "chooser": chooser}
         self.optimizers = {
             "tables": Adam([table.weight for table in tables], config.table_lr),
-            "model": torch.optim.Adam(model.parameters(), config.lr, fused=True),
+            "model": torch.optim.Adam([flat_parameter(model)], config.lr, fused=True),
             "chooser": choosing,
         }
         self.history = History(config.validation, config.kept_events, self.generator)
@@ -205,7 +206,7 @@ class AutoEmbLearner(SoftLearner):
         # At first all on the smallest size; the published code has 1.5 there with five classes.
         self.first = F.one_hot(torch.tensor(0), count) * (1.0 if config.task == "binary" else 1.5)
         controllers = nn.ModuleList(Policy(count, count, config.hidden, most) for _ in range(2))
-        adam = torch.optim.Adam(controllers.parameters(), config.policy_lr, fused=True)
+        adam = torch.optim.Adam([flat_parameter(controllers)], config.policy_lr, fused=True)
         return controllers, adam
 
     def weights(self, number: int, rows: Tensor, frequency: Ids) -> Tensor:
