@@ -75,11 +75,13 @@ def test_the_budget_is_met_exactly_and_held_at_every_move(monkeypatch):
         weights = draw.random(rows)
         dims = 1 + np.floor(weights / weights.sum() * (budget - rows)).astype(np.int64)
         dims[0] += budget - dims.sum()
-        old = table.to_dense()
-        move_table(table, dims, budget, 0.01, generator)
-        kept = np.minimum(table.dims.numpy()[: len(old)], (old != 0).sum(1).numpy())
+        old, old_dims = table.to_dense(), table.dims
+        move_table(table, dims, budget, generator, grown_std=0.0, new_std=0.1)
+        kept = torch.minimum(table.dims[: len(old)], old_dims).tolist()
         for row, count in enumerate(kept):
             assert torch.equal(table.row(row)[:count], old[row, :count])
+            assert not table.row(row)[int(old_dims[row]) :].any()  # grown_std
+        assert table.row(rows - 1).any()  # new_std
         assert table.live_numbers == budget
     assert len(moves) > 60
     assert {held for held, _, _ in moves} == {4 * budget}
@@ -91,7 +93,7 @@ def test_a_budget_that_grows_with_the_rows_gets_a_buffer_of_its_size():
     generator = torch.Generator().manual_seed(0)
     table = make_table(np.full(10, 6), 32, 60, 0.1, generator)
     first = table.to_dense()
-    move_table(table, np.full(17, 6), 102, 0.1, generator)
+    move_table(table, np.full(17, 6), 102, generator, grown_std=0.0, new_std=0.1)
     assert torch.equal(table.to_dense()[:10], first)
     assert table.weight.untyped_storage().nbytes() == 4 * 102
 

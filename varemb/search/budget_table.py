@@ -31,9 +31,15 @@ def make_table(
 
 
 def move_table(
-    table: VarEmbedding, dims: Ints, budget: int, std: float, generator: torch.Generator
+    table: VarEmbedding,
+    dims: Ints,
+    budget: int,
+    generator: torch.Generator,
+    *,
+    grown_std: float,
+    new_std: float,
 ) -> None:
-    """Gives the rows new dims, in place, and adds rows behind them; new numbers are N(0, std).
+    """Gives the rows new dims, in place, and adds rows behind them.
 
     A budget that has grown gets a larger buffer; on the CPU the old one is given back while it is
     copied, on a GPU both are there for that time.
@@ -42,19 +48,19 @@ def move_table(
         table: N rows; each keeps its first min(old, new) numbers.
         dims: of all rows, the new ones last. [N + n]
         budget: numbers that the table may hold.
-        std: of the new numbers.
-        generator: draws them.
+        generator: draws the new numbers.
+        grown_std: deviation of the numbers that rows grow by.
+        new_std: deviation of new rows.
     """
     rows, storage = table.num_embeddings, table.storage
     assert isinstance(storage, PackedStorage)
     storage.reserve_numbers = budget
-    table.resize(
-        torch.arange(rows), torch.from_numpy(dims[:rows]), "normal", std=std, generator=generator
-    )
+    old = torch.from_numpy(dims[:rows])
+    table.resize(torch.arange(rows), old, "normal", std=grown_std, generator=generator)
     check_budget(table, budget)
     if len(dims) > rows:
         new = torch.from_numpy(dims[rows:])
-        table.extend(len(new), new, "normal", std=std, generator=generator)
+        table.extend(len(new), new, "normal", std=new_std, generator=generator)
     check_budget(table, budget)
 
 

@@ -14,7 +14,7 @@ the budget's bytes. A trial of the search trains a second table of the same budg
 DIFFERS: sizes are water-filled, so the budget is met exactly; the code exceeds it by up to 15 %.
 DIFFERS: proposals are water-filled too, so that a trial has the budget that is deployed.
 DIFFERS: the widest row is 255, not 256: one byte a row says how wide it is.
-DIFFERS: new numbers of a row that grows are N(0, std); the code starts them at 0.
+DIFFERS: new numbers of a row that grows are N(0, 0.01); the code starts them at 0 (`grown_std`).
 DIFFERS: lo and hi, unless given, are 0.8 and 1.2 of the median of three uniform trials on the same
     segment, so that uniform sizes are worth 5 on any data.
 DIFFERS: training pairs are uniform over interactions, not over users.
@@ -208,10 +208,12 @@ class SCALL:
 
     def _fit_table(self, dims: Ints, budget: int) -> VarEmbedding:
         """The table with new dims, and rows for the new users and items."""
-        std, table = self.config.init_std, self._table
+        config, table, generator = self.config, self._table, self._generator
         if table is None:
-            return make_table(dims, self.config.width, budget, std, self._generator)
-        move_table(table, dims, budget, std, self._generator)
+            return make_table(dims, config.width, budget, config.init_std, generator)
+        move_table(
+            table, dims, budget, generator, grown_std=config.grown_std, new_std=config.init_std
+        )
         return table
 
     def state(self) -> dict[str, Any]:

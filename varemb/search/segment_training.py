@@ -41,6 +41,7 @@ class TrainingConfig(FrameConfig):
     lr_floor: float = option(1e-3, "smallest learning rate")
     decay: float = option(1e-4, "L2 of the rows of a batch")
     init_std: float = option(0.01, "of the first numbers of a row")
+    grown_std: float = option(0.01, "of the numbers that a row grows by")
     candidates: str = option("test_items", "ranked items: test_items of the segment, or all known")
 
 
