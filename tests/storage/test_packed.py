@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from varemb.ops import reference
+from varemb.ops import lookup, reference
+from varemb.optim import Adagrad
 from varemb.storage import PackedStorage, storage_of
 from varemb.testing import dims_of
 
@@ -51,6 +52,30 @@ def test_row_refuses_a_row_outside_the_table():
     storage = PackedStorage(torch.tensor([1, 2]), 8)
     with pytest.raises(IndexError, match=r"row: must be in \[0, 2\), got 2"):
         storage.row(2)
+
+
+@pytest.mark.parametrize("staging_nbytes", [0, 20_000, 64 << 20])
+@pytest.mark.parametrize("width", [40, 300])  # 300: in granules of 2
+def test_resize_through_any_staging_keeps_every_row(staging_nbytes, width):
+    old, new = (dims_of("uniform", 500, width, seed) for seed in (1, 2))
+    storage = PackedStorage(old, width, reserve_numbers=2 * 500 * width)
+    optimizer = Adagrad([storage.weight], initial_accumulator_value=0.5)
+    storage.copy_dense_(torch.randn(500, width))
+    total = optimizer.state[storage.weight]["sum"]
+    total.copy_(torch.arange(total.numel()))
+    before = storage.to_dense(), lookup(total, storage.rows, torch.arange(500))
+    kept = (
+        torch.arange(width) < torch.minimum(storage.dims, PackedStorage(new, width).dims)[:, None]
+    )
+    places = storage.weight.data_ptr(), total.data_ptr(), storage.index.data_ptr()
+    storage.resize(torch.arange(500), new, staging_nbytes=staging_nbytes)
+    assert torch.equal(storage.to_dense(), before[0] * kept)
+    inside = torch.arange(width) < storage.dims[:, None]
+    after = lookup(total, storage.rows, torch.arange(500))
+    assert torch.equal(after, torch.where(kept, before[1], 0.5 * inside))
+    assert places == (storage.weight.data_ptr(), total.data_ptr(), storage.index.data_ptr())
+    room = 24 * width * 5 + 20_000  # a block of rows, index and dims
+    assert 0 < storage.transient_nbytes < max(2 * staging_nbytes, room)
 
 
 def test_a_weight_finds_its_table_also_after_moves():

@@ -1,5 +1,9 @@
 """PagedStorage: space, memory, failures, freezing."""
 
+import random
+import subprocess
+import sys
+
 import pytest
 import torch
 from storage.worn_table import contents, worn
@@ -7,12 +11,14 @@ from storage.worn_table import contents, worn
 from varemb import optim
 from varemb.ops import lookup
 from varemb.storage import PackedStorage, PagedStorage, freeze, storage_of, thaw
+from varemb.storage.extents import Extents
 from varemb.testing import dims_of
 
 
+@pytest.mark.parametrize("sizes", [range(41), (0, 3, 11, 40)])
 @pytest.mark.parametrize("staged", [None, 10_240, 30_000])
-def test_compaction_in_any_staging_keeps_every_row_and_leaves_no_gap(staged, monkeypatch):
-    storage, total = worn()
+def test_compaction_in_any_staging_keeps_every_row_and_leaves_no_gap(sizes, staged, monkeypatch):
+    storage, total = worn(sizes)
     before = contents(storage, total)
     dims, present = storage.dims, storage.present()
     if staged is not None:  # a chunk of 256 rows of dim 40 takes 10,240
@@ -28,6 +34,46 @@ def test_compaction_in_any_staging_keeps_every_row_and_leaves_no_gap(staged, mon
     assert all(map(torch.equal, contents(storage, total), before))
     storage.resize(present.nonzero()[:50, 0], 40)
     assert torch.equal(contents(storage, total)[0][50:], before[0][50:])
+
+
+def test_free_ranges_are_those_of_a_map():
+    generator = random.Random(0)
+    extents, free, taken = Extents(), [True] * 200, []
+    extents.give(0, 200)
+    for _ in range(600):
+        if taken and generator.random() < 0.5:
+            start, length = taken.pop(generator.randrange(len(taken)))
+            extents.give(start, length)
+            free[start : start + length] = [True] * length
+        else:
+            length = generator.randrange(1, 20)
+            start = extents.take(length)
+            gaps = [all(free[at : at + length]) for at in range(201 - length)]
+            assert start == (gaps.index(True) if True in gaps else None)
+            if start is not None:
+                free[start : start + length] = [False] * length
+                taken.append((start, length))
+        assert extents.numbers == sum(free)
+        edges = sum(here and not before for before, here in zip([False, *free], free, strict=False))
+        assert len(extents.starts) == edges
+        last = free[::-1].index(False) if False in free else 200
+        assert extents.tail(200) == last
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked to give pages back")
+def test_no_second_buffer_is_resident_while_a_buffer_grows():
+    code = """
+import resource, torch
+from varemb.storage.pages import moved
+old = torch.ones(64 << 20)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+new = moved(old, old.numel(), old.numel() + 1000)
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert new[: 64 << 20].eq(1).all()
+print((after - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 64  # of 256 MiB
 
 
 def test_chunks_without_rows_serve_other_dims():

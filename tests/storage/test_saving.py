@@ -25,6 +25,13 @@ def test_a_loaded_table_goes_on_as_the_saved_one():
     assert torch.equal(first, second)
     offsets = [locate(t.index, torch.arange(900), t.num_rows, 40, 1)[0] for t, _ in states]
     assert torch.equal(*offsets)
+    for table, _ in states:
+        table.remove(table.present().nonzero()[::2, 0])
+        table.extend(300, 7)
+    assert storage.used_numbers == other.used_numbers
+    assert storage.slots.extents.numbers - storage.weight.numel() == (
+        other.slots.extents.numbers - other.weight.numel()
+    )
     assert storage.live_numbers == other.live_numbers and torch.equal(storage.dims, other.dims)
 
 

@@ -183,8 +183,9 @@ def _slide_tensor(mover: Mover, tensor: Tensor, slide: _Slide, staging: Tensor) 
     moving = slide.source != slide.target
     source, target, numbers = (a[moving] for a in (slide.source, slide.target, slide.numbers))
     staged = staging.view(tensor.dtype)
-    # A group ends before a chunk that would pass the staging's end, at the latest.
-    group = (np.cumsum(numbers) - numbers) // max(1, staged.numel() // 2)
+    # The chunks that begin within a span of this length fit, however large the last one is.
+    span = max(1, staged.numel() - int(numbers.max(initial=0)))
+    group = (np.cumsum(numbers) - numbers) // span
     for first, last in _runs(group):
         some = slice(first, last)
         place = np.cumsum(numbers[some]) - numbers[some]

@@ -176,16 +176,13 @@ class GrowingStorage(Storage, abc.ABC):
         """Makes room for rows up to `needed`."""
         old = self.num_rows
         num_rows = max(needed, old + old // _ROWS_GROWTH)
-        states = [(tensor, state.fill) for state in self.states() for tensor in state.per_row]
-        tensors = [tensor for tensor, _ in states]
+        tensors = [tensor for state in self.states() for tensor in state.per_row]
         _stretch(tensors, old, old, num_rows)
         try:
             self._set_index(num_rows, len(self.slots.words))
         except Exception:
             _stretch(tensors, old, num_rows, old)
             raise
-        for tensor, fill in states:
-            tensor[old:] = fill
 
     def _set_index(self, num_rows: int, chunk_room: int) -> None:
         """A longer index; rows and chunks that are new are absent."""

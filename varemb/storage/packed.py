@@ -202,13 +202,13 @@ class PackedStorage(Storage):
             made = map_rows("resize", init, block, old, dims)
         numbers = count_numbers(index, self.granule)
         self._set_numbers(max(self.numbers, numbers))
-        taken = rebuild(mover, self.index.cpu(), index, self.granule, staging_nbytes)
+        taken = rebuild(mover, self.index.cpu(), index, self.width, self.granule, staging_nbytes)
         self.transient_nbytes = (
             taken + index.nbytes + every.nbytes + (made.nbytes if made is not None else 0)
         )
         self._set_numbers(numbers)
         self.index.copy_(index)
-        self._renew(mover, rows, np.minimum(old, dims), new, made)
+        self._renew(mover, rows, old, new, made)
         if not keep_state:
             self._reset_state(mover, rows)
 
@@ -291,7 +291,7 @@ class PackedStorage(Storage):
         self,
         mover: Mover,
         rows: Ints,
-        kept: Ints,
+        old: Ints,  # dims
         new: NewNumbers,
         made: Tensor | None,
     ) -> None:
@@ -301,9 +301,9 @@ class PackedStorage(Storage):
             if made is not None:
                 mover.store(made[part], offset, np.minimum(dim, self.width))
             else:
-                mover.clear(offset + kept[part], dim - kept[part])
-                count = dim - kept[part]
-                mover.put(mover.new_numbers(new, count), offset + kept[part], count)
+                kept = np.minimum(old[part], dim)
+                mover.clear(offset + kept, dim - kept)
+                mover.put(mover.new_numbers(new, dim - kept), offset + kept, dim - kept)
 
     def _reset_state(self, mover: Mover, rows: Ints) -> None:
         """Starts the optimizer state of rows anew."""

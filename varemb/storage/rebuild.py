@@ -26,7 +26,9 @@ class _Part(NamedTuple):
     taken: Ints  # new
 
 
-def rebuild(mover: Mover, old: Tensor, new: Tensor, granule: int, staging_nbytes: int) -> int:
+def rebuild(
+    mover: Mover, old: Tensor, new: Tensor, width: int, granule: int, staging_nbytes: int
+) -> int:
     """Moves all rows from one packed index to another.
 
     Between the two passes every row has the smaller of its dims, so that no pass needs more numbers
@@ -35,16 +37,17 @@ def rebuild(mover: Mover, old: Tensor, new: Tensor, granule: int, staging_nbytes
     Args:
         mover: of the table.
         old, new: indices of the same rows, on the CPU. [ceil(N / 24), 4]
-        granule: of both.
+        width, granule: of both.
         staging_nbytes: bytes to move through, at most (but a block of rows at least).
 
     Returns:
         Bytes that were taken beside the table.
     """
-    wide = granule * 255 * max(t.element_size() for t in mover.tensors())
-    blocks = max(1, staging_nbytes // (ROWS_PER_BLOCK * (wide + _PLAN_NBYTES)))
+    most = ROWS_PER_BLOCK * (width + granule)  # numbers of a block
+    nbytes = most * max(t.element_size() for t in mover.tensors())
+    blocks = max(1, staging_nbytes // (nbytes + ROWS_PER_BLOCK * _PLAN_NBYTES))
     blocks = min(blocks, old.shape[0])
-    staging = mover.staging(blocks * ROWS_PER_BLOCK * granule * 255)
+    staging = mover.staging(blocks * most)
     starts = [0]
     for part in _parts(old, new, granule, blocks):
         _shrink(mover, part, starts[-1], staging)
