@@ -2,6 +2,10 @@
 
 A recommender is made around tables of node rows, users first, then items, and knows two things:
 the loss of a batch of triples, and what a full ranking needs. Each table has the same dims.
+
+Triples are uniform over users and then over their items, as in CIESS's released code, since every
+user counts alike in a ranking's means: on MovieLens 1M (LightGCN, dims 25 of 128, 20 passes) that
+gives Recall@20 of 0.177 on the validation pairs, triples uniform over the pairs 0.165.
 """
 
 from __future__ import annotations
@@ -87,7 +91,7 @@ class PairwiseConfig:
     lr_steps: int = option(200, "steps between two such times")
     lr_floor: float = option(1e-3, "smallest learning rate")
     decay: float = option(1e-4, "weight of the L2 term; CIESS's code: NCF 1e-2, NGCF 1e-3")
-    draw: str = option("pairs", "what triples are uniform over: pairs, or users as in CIESS's code")
+    draw: str = option("users", "what triples are uniform over: users (CIESS's code) or pairs")
     epochs: int = option(5, "passes over the pairs of a training in a search")
     round_epochs: int = option(5, "passes between two evaluations of a full training")
     patience: int = option(2, "rounds in a row without a better one that end a full training")

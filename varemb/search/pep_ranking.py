@@ -4,6 +4,9 @@ The method of `search/pep.py` (S. Liu et al., ICLR 2021) on recommenders that le
 CIESS compares with it. One training passes all sparsities, the least first: each time no more than
 its numbers are left, the mask is kept. The rows are then trained again under it, from the same
 first numbers, as compressed sparse rows. What else DIFFERS stands in `search/pep.py`.
+
+While they are pruned, rows learn at a rate of their own, PEP's: at that of CIESS's recommenders
+they outgrow thresholds of at most sigmoid(0), and no mask is sparse enough.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ class RankingPEPConfig:
     s_init: float = option(-15.0, "s: first logit of the thresholds")
     s_lr: float = option(0.0, "learning rate of s; 0: s can rise to 0 in half the planned steps")
     s_weight_decay: float = option(1e-5, "L2 of s; it moves s up, towards 0")
+    lr: float = option(0.001, "learning rate of all else while rows are pruned")
     max_epochs: int = option(30, "passes over the pairs within which all sparsities are reached")
     seed: int = option(0, "of all randomness")
 
@@ -133,7 +137,7 @@ class RankingPEP:
         fitting = trainer.start(make_table, generator)
         first = [t.table.weight.detach().clone().view(rows, config.width) for t in tables]
         total = trainer.steps_of(config.max_epochs)
-        fitting.optimizer = self._make_optimizer(fitting, tables, trainer.config, total)
+        fitting.optimizer = self._make_optimizer(fitting, tables, total)
         masks: list[list[Tensor]] = []
         waiting, left = list(allowed.values()), math.inf
         for _ in range(total):
@@ -152,9 +156,9 @@ class RankingPEP:
         )
 
     def _make_optimizer(
-        self, fitting: Fitting, tables: list[ThresholdTable], training: PairwiseConfig, steps: int
+        self, fitting: Fitting, tables: list[ThresholdTable], steps: int
     ) -> torch.optim.Optimizer:
-        """Adam, with a group for the thresholds, whose rate stays."""
+        """Adam, with a group for the thresholds; the rates stay as they are."""
         config, logits = self.config, [table.s for table in tables]
         own = {id(s) for s in logits}
         groups: list[dict[str, Any]] = [
@@ -163,10 +167,9 @@ class RankingPEP:
                 "params": logits,
                 "lr": config.s_lr or max(-config.s_init, 1.0) / max(steps / 2, 1),
                 "weight_decay": config.s_weight_decay,
-                "is_fixed": True,
             },
         ]
-        return torch.optim.Adam(groups, training.lr)
+        return torch.optim.Adam([{**group, "is_fixed": True} for group in groups], config.lr)
 
 
 def _masked_tables(rows: int, first: list[Tensor], masks: list[Tensor]) -> MakeNodeTable:
