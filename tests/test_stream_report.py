@@ -29,6 +29,8 @@ def esapn_result(method: str, seed: int, numbers: int) -> dict:
     ]
     widths = [{"side": side, "dim": dim, "rows": DIMS[side].count(dim)}
               for side in SIDES for dim in sorted(set(DIMS[side]))]  # fmt: skip
+    if method.startswith("fixed"):
+        widths = [{"side": side, "dim": 16, "rows": len(DIMS[side])} for side in SIDES]
     return {
         "method": method, "data": "clicks", "model": "mlp", "seed": seed, "order": "shuffle",
         "task": "binary", "metrics": {"accuracy": right, "mse": 0.2, "accuracy_all": 0.5},
@@ -141,8 +143,30 @@ def test_curves_show_what_was_measured(tmp_path, panels):
     assert gain.get_xdata()[:2] == pytest.approx([1, 2])
     curve = next(line for line in width.lines if len(line.get_xdata()) == 3)
     assert curve.get_ydata() == pytest.approx([2, 4, 100])
-    assert [bar.get_height() for bar in bars.patches] == pytest.approx([50, 25, 25])
-    assert [text.get_text() for text in bars.get_xticklabels()] == ["2", "4", "16"]
+    assert [bar.get_height() for bar in bars.patches] == pytest.approx([50, 25, 0, 25])
+    assert [text.get_text() for text in bars.get_xticklabels()] == ["2", "4", "8", "16"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_short_last_window_is_no_point(tmp_path, panels):
+    run = load_run(write_run(tmp_path / "run", esapn_result("esapn", 0, 34)))
+    for last, shown in ((3499, 3), (3500, 4)):
+        run.history[3:] = [{"events": last, "bytes": 1, "accuracy": 0.6, "accuracy_window": 0.9}]
+        write_report([run], tmp_path)
+        assert len(panels[0].lines[0].get_xdata()) == shown
+        assert len(panels[1].lines[0].get_xdata()) == 4  # bytes are those of the moment
+
+
+@pytest.mark.filterwarnings("error")
+def test_rows_of_one_width_stay_out_of_the_panels_of_widths(tmp_path, panels):
+    darts = esapn_result("darts", 0, 34)
+    darts["tables"]["widths"] = [{"side": side, "dim": 222, "rows": 5} for side in SIDES]
+    report(tmp_path, esapn_result("esapn", 0, 34), darts)
+    *_, width, users, _ = (axes for axes in panels if axes.axison)
+    assert max(max(line.get_ydata()) for line in width.lines if len(line.get_ydata())) == 100
+    assert [text.get_text() for text in users.get_xticklabels()] == ["2", "4", "8", "16"]
+    report(tmp_path / "alone", darts)
+    assert [text.get_text() for text in panels[-2].get_xticklabels()] == ["222"]
 
 
 @pytest.mark.filterwarnings("error")

@@ -54,9 +54,8 @@ def draw_quality(axes: Any, styles: dict[str, str], runs: Sequence[Run], side: s
 def draw_widths(axes: Any, styles: dict[str, str], runs: Sequence[Run]) -> None:
     """Mean width by frequency, of users and items."""
     most, least = 1, 1
-    for method, color in styles.items():
-        if method.startswith(REFERENCE) and len(styles) > 1:
-            continue
+    for method in _of_several_widths(runs, styles):
+        color = styles[method]
         for side, line in _LINES.items():
             curve = _widths(_of(runs, method), side)
             if curve:
@@ -77,12 +76,12 @@ def draw_histogram(axes: Any, styles: dict[str, str], runs: Sequence[Run], side:
     """Share of the rows of each width at the end."""
     shown = {
         method: [_histogram(run, side) for run in _of(runs, method)]
-        for method in styles
-        if not method.startswith(REFERENCE) or len(styles) == 1
+        for method in _of_several_widths(runs, styles)
     }
     shown = {method: [each for each in mine if each] for method, mine in shown.items()}
     shown = {method: mine for method, mine in shown.items() if mine}
-    dims = sorted({dim for mine in shown.values() for each in mine for dim in each})
+    every = (_histogram(run, each) for m in shown for run in _of(runs, m) for each in _LINES)
+    dims = sorted({dim for found in every for dim in found})  # both sides have the same bars
     bins = _width_bins(dims)
     space = 0.8 / max(len(shown), 1)
     for number, (method, mine) in enumerate(shown.items()):
@@ -95,6 +94,17 @@ def draw_histogram(axes: Any, styles: dict[str, str], runs: Sequence[Run], side:
     axes.set_xlabel("width at the end, up to the next" if is_pooled else "width at the end")
     axes.set_ylabel(f"{side}s (%)")
     axes.set_title(f"Widths of {side}s")
+
+
+def _of_several_widths(runs: Sequence[Run], styles: dict[str, str]) -> list[str]:
+    """Methods whose rows differ in width; all of them if none has such rows."""
+    varied = []
+    for method in styles:
+        dims = {
+            dim for run in _of(runs, method) for side in _LINES for dim in _histogram(run, side)
+        }
+        varied += [method] if len(dims) > 1 else []
+    return varied or list(styles)
 
 
 def _of(runs: Sequence[Run], method: str) -> list[Run]:

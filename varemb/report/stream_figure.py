@@ -123,11 +123,20 @@ def _has(runs: Sequence[Run], table: str, side: str | None = None) -> bool:
 def _series(run: Run, name: str) -> tuple[list[float], list[float]]:
     """Where in the stream, and the value there."""
     place = "segment" if run.history and "segment" in run.history[0] else "events"
+    records = run.history
     # A window's own quality moves more than the quality so far.
-    shown = f"{name}_window" if any(f"{name}_window" in each for each in run.history) else name
-    points = [(each[place], each[shown]) for each in run.history if each.get(shown) is not None]
+    if any(f"{name}_window" in each for each in records):
+        name = f"{name}_window"
+        records = [*records[:-1], *([] if _ends_short(records) else records[-1:])]
+    points = [(each[place], each[name]) for each in records if each.get(name) is not None]
     x, y = zip(*points, strict=True) if points else ((), ())
     return list(x), list(y)
+
+
+def _ends_short(records: Sequence[dict[str, Any]]) -> bool:
+    """Whether the last window has less than half the events of the first: too few for a point."""
+    events = [0, *(each["events"] for each in records)]
+    return events[-1] - events[-2] < events[1] / 2
 
 
 def _draw_lines(axes: Any, styles: Styles, runs: Sequence[Run], name: str, scale: float) -> None:
