@@ -106,9 +106,9 @@ def make_paged_rows(dims: Tensor, width: int, generator: torch.Generator) -> Row
 
 def _inside(rows: Rows) -> tuple[Tensor, Tensor]:  # [N, D] int64, [N, D] bool
     """Where each number of a table lies in the flat values, and which of them there are."""
-    every = torch.arange(rows.num_rows)
+    every = torch.arange(rows.num_rows, device=rows.index.device)
     offset, dim = locate(rows.index, every, rows.num_rows, rows.width, rows.granule)
-    column = torch.arange(rows.width)
+    column = torch.arange(rows.width, device=rows.index.device)
     return offset[:, None] + column, column < dim[:, None]
 
 

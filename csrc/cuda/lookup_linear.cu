@@ -20,26 +20,27 @@ Projected<T> projected(const char* op, const LinearArgs& args) {
   check(
       groups.size(0) * groups.size(1) <= kMost32, op,
       ": at most 2^31 - 1 pairs of a field and a dim, got ", groups.size(0) * groups.size(1));
-  return {
-      data<T>(values), table_of(rows), integers_of(indices), data<int64_t>(groups), data<T>(weight),
-      data<T>(bias),   lookups,        groups.size(0),       weight.size(0),        bias.size(0),
-      weight.size(1)};
+  return {data<T>(values), table_of(rows),  integers_of(indices), data<int64_t>(groups),
+          nullptr,         data<T>(weight), data<T>(bias),        lookups,
+          groups.size(0),  weight.size(0),  bias.size(0),         weight.size(1)};
 }
 
 // A call's lookups sorted by cell and cut into tiles; how many tiles there are, only the device
 // knows.
 struct Tiles {
-  Tensor sorted;  // positions, int32 [L]
-  Tensor spans;   // Span [most]
-  Tensor before;  // tiles of the cells before, int64 [cells + 1]
+  Tensor offsets;  // of the rows, int64 [L]
+  Tensor sorted;   // positions, int32 [L]
+  Tensor spans;    // Span [most]
+  Tensor before;   // tiles of the cells before, int64 [cells + 1]
   int64_t cells;
   int64_t most;
 
   const int64_t* count() const { return data<int64_t>(before) + cells; }
 };
 
+// Also gives the call the rows' offsets.
 template <typename T>
-Tiles cut_tiles(const Device& device, const Projected<T>& call) {
+Tiles cut_tiles(const Device& device, Projected<T>& call) {
   const int64_t lookups = call.lookups;
   const int64_t cells = call.fields * (call.table.rows.width + 1);
   const int64_t most = lookups / kTileRows + std::min(cells, lookups);
@@ -49,11 +50,16 @@ Tiles cut_tiles(const Device& device, const Projected<T>& call) {
   const Tensor starts = device.scratch<int64_t>(cells + 1);
   const Tensor counts = device.scratch<int64_t>(cells + 1);
   const Tiles tiles{
-      device.scratch<int32_t>(lookups), device.scratch<Span>(most),
-      device.scratch<int64_t>(cells + 1), cells, most};
+      device.scratch<int64_t>(lookups),
+      device.scratch<int32_t>(lookups),
+      device.scratch<Span>(most),
+      device.scratch<int64_t>(cells + 1),
+      cells,
+      most};
   device.launch(
       cell_kernel<T>, device.blocks<1>(lookups), call, mutable_data<uint32_t>(keys),
-      mutable_data<int32_t>(positions));
+      mutable_data<int32_t>(positions), mutable_data<int64_t>(tiles.offsets));
+  call.offsets = data<int64_t>(tiles.offsets);
   device.sort_pairs(
       data<uint32_t>(keys), mutable_data<uint32_t>(sorted_keys), data<int32_t>(positions),
       mutable_data<int32_t>(tiles.sorted), lookups, static_cast<uint32_t>(cells - 1));
@@ -109,7 +115,7 @@ Tensor lookup_linear(
   Tensor out;
   dispatch_values(op, values, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
-    const auto call = projected<T>(op, args);
+    auto call = projected<T>(op, args);
     const Device device(op, values, index, indices, groups, weight, bias);
     const int64_t shape[] = {call.lookups, call.outputs};  // nvcc garbles a braced argument here
     out = torch::stable::new_empty(values, shape);
@@ -142,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor> lookup_linear_backward(
   Tensor rows_grad, weight_grad, bias_grad;
   dispatch_values(op, values, [&](auto value_type) {
     using T = typename decltype(value_type)::type;
-    const auto call = projected<T>(op, args);
+    auto call = projected<T>(op, args);
     const Device device(op, values, grad, index, indices, groups, weight, bias);
     const int64_t rows_shape[] = {call.lookups, width};  // nvcc garbles braced arguments here
     const int64_t weight_shape[] = {call.matrix_rows, call.outputs};

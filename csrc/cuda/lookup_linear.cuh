@@ -17,10 +17,11 @@ template <typename T>
 struct Projected {
   const T* values;  // [E]
   Table<EitherRows> table;
-  Integers indices;       // [L]
-  const int64_t* groups;  // [F, D + 1, 2]: first matrix row and bias row of a cell, -1 for none
-  const T* weight;        // [S, O]
-  const T* bias;          // [C, O]
+  Integers indices;        // [L]
+  const int64_t* groups;   // [F, D + 1, 2]: first matrix row and bias row of a cell, -1 for none
+  const int64_t* offsets;  // [L] of the rows in the flat values, once cell_kernel has found them
+  const T* weight;         // [S, O]
+  const T* bias;           // [C, O]
   int64_t lookups, fields, matrix_rows, bias_rows, outputs;
 
   __device__ int64_t cells() const { return fields * (table.rows.width + 1); }
@@ -36,12 +37,14 @@ struct Span {
   int32_t count;  // 0: a spare tile
 };
 
-// One thread per lookup: the cell to sort by.
+// One thread per lookup: the cell to sort by, and where its row is. The index is read here alone,
+// so that the products know no layout.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) cell_kernel(
     Projected<T> call,
-    uint32_t* __restrict__ cells,       // [L]
-    int32_t* __restrict__ positions) {  // [L]
+    uint32_t* __restrict__ cells,     // [L]
+    int32_t* __restrict__ positions,  // [L]
+    int64_t* __restrict__ offsets) {  // [L]
   const Group<1> group;
   for (int64_t i = group.number; i < call.lookups; i += group.count) {
     const Row where = call.table(call.indices[i]);
@@ -52,6 +55,7 @@ __global__ void __launch_bounds__(kThreads) cell_kernel(
         "no matrix for a row of this dim in this field");
     cells[i] = static_cast<uint32_t>(cell);
     positions[i] = static_cast<int32_t>(i);
+    offsets[i] = where.offset;
   }
 }
 
@@ -117,7 +121,7 @@ struct TileLookups {
     const int place = static_cast<int>(threadIdx.x);
     if (place < span.count) {
       positions[place] = sorted[span.first + place];
-      offsets[place] = call.table(call.indices[positions[place]]).offset;
+      offsets[place] = call.offsets[positions[place]];
     }
     __syncthreads();  // every lookup must be there
   }

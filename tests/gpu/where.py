@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from varemb.ops.backend import PREFERENCE, why_not
-from varemb.testing import Table
+from varemb.testing import PagedNumbers, Table
 
 DEVICE = "cuda"
 
@@ -19,6 +19,10 @@ BACKENDS = [_backend(name) for name in PREFERENCE[DEVICE] if name != "reference"
 
 def moved(table: Table) -> Table:
     """The same table on the GPU; the one given stays where it is."""
+    if isinstance(table.storage, PagedNumbers):
+        rows = table.rows._replace(index=there(table.rows.index))
+        dims, weight = there(table.storage.dims), there(table.values).requires_grad_()
+        return Table(PagedNumbers(weight, rows, dims), table.dense.to(DEVICE))
     dims, width = table.storage.dims, table.storage.width
     storage = type(table.storage)(dims, width, device=DEVICE, dtype=table.values.dtype)
     with torch.no_grad():

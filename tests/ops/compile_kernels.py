@@ -81,6 +81,10 @@ def call_lookups(dtype, index_dtype):
     weight, bias = torch.zeros(300, OUTPUTS, dtype=dtype), torch.zeros(4, OUTPUTS, dtype=dtype)
     linear = (values, index, indices, groups, weight, bias, *where)
     ops.lookup_linear(*linear)
+    paged = torch.zeros(ROWS // 2 + 30, dtype=torch.int64)
+    ops.lookup(values, paged, indices, limit, *where)
+    ops.lookup_bag(values, paged, indices, offsets, weights, limit, *where, 0, -1, False)
+    ops.lookup_linear(values, paged, *linear[2:])
     lookup_moments(values, index, indices, FIELDS, *where)
     ops.lookup_linear_backward(torch.zeros(LOOKUPS, OUTPUTS, dtype=dtype), *linear)
 
@@ -103,6 +107,8 @@ def call_gradients(dtype, index_dtype):
     for call in (many + plain[3:], plain, weighted, mean, largest):
         ops.coalesce_dense(*call, values.numel())
     ops.coalesce(*weighted, values.numel())
+    paged = torch.zeros(ROWS // 2 + 30, dtype=torch.int64)
+    ops.coalesce_dense(rows_grad, paged, *plain[2:], values.numel())
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     state, row_state = torch.zeros(ROWS * 8, dtype=wide), torch.zeros(ROWS, dtype=wide)
     positions, grad = torch.arange(5000), torch.zeros(5000, dtype=dtype)

@@ -24,7 +24,6 @@ from varemb.testing import (
 )
 
 BACKENDS = runnable_backends()
-NATIVE = [backend for backend in BACKENDS if backend == "cpu"]
 # Every case in float32; the other dtypes where rows straddle every alignment.
 PAIRS = [(name, torch.float32) for name in CASES] + [
     ("odd_width", dtype) for dtype in DTYPES if dtype != torch.float32
@@ -55,37 +54,100 @@ def assert_same_rows(tables, flats):
 
 def has_no_row(table):
     """The flat numbers that no row has. [E] bool"""
-    ones = torch.ones(table.rows.num_rows, table.rows.width)
-    return flat_of(ones, table.rows) == 0
+    return flat_of(torch.ones_like(table.dense), table.rows) == 0
+
+
+def check_lookup(backend, tables, indices, limit=None):
+    """Rows and gradients of both tables, which may be anywhere."""
+    outs, grad = [], torch.randn(indices.numel(), tables[0].rows.width).to(tables[0].values)
+    for table in tables:
+        outs.append(
+            lookup(table.values, table.rows, indices, limit=limit, padding_idx=0, backend=backend)
+        )
+        outs[-1].backward(grad)
+    assert torch.equal(*outs)
+    assert_same_rows(tables, [table.values.grad for table in tables])
+    assert not tables[1].values.grad[has_no_row(tables[1])].any()
+
+
+def check_lookup_bag(backend, tables, indices, mode):
+    """Pooled rows, the gradients of both tables and of the weights."""
+    outs, weights, offsets = [], [], bags(indices.numel()).to(indices)
+    like, is_weighted = tables[0].values, mode == "weighted"
+    factors = torch.randn(indices.numel()).to(like)
+    grad = torch.randn(offsets.numel(), tables[0].rows.width).to(like)
+    for table in tables:
+        weights.append(factors.clone().requires_grad_() if is_weighted else None)
+        outs.append(
+            lookup_bag(
+                table.values, table.rows, indices, offsets, padding_idx=3, backend=backend,
+                mode="sum" if is_weighted else mode, per_sample_weights=weights[-1],
+            )
+        )  # fmt: skip
+        outs[-1].backward(grad)
+    assert torch.equal(*outs)
+    assert_same_rows(tables, [table.values.grad for table in tables])
+    assert not is_weighted or torch.equal(weights[0].grad, weights[1].grad)
+
+
+def check_lookup_linear(backend, tables, indices, groups, weight, bias):
+    """Projected rows, the gradients of both tables and of the matrices and biases."""
+    outs, grads = [], []
+    grad = torch.randn(*indices.shape, weight.shape[1]).to(weight)
+    for table in tables:
+        leaves = [t.detach().clone().requires_grad_() for t in (weight, bias)]
+        outs.append(
+            lookup_linear(table.values, table.rows, indices, groups, *leaves, backend=backend)
+        )
+        outs[-1].backward(grad)
+        grads.append([leaf.grad for leaf in leaves])
+    assert torch.equal(*outs)
+    assert_same_rows(tables, [table.values.grad for table in tables])
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+
+
+def check_fused_update(backend, tables, indices, algorithm):
+    """Numbers and state after a step, in bags of mean pooling; what no row has stays as it is."""
+    offsets, after = bags(indices.numel()).to(indices), []
+    like, width = tables[0].values, tables[0].rows.width
+    grad = torch.randn(offsets.numel() - 1, width).to(like)
+    is_row_wise = algorithm == "row_wise_adagrad"
+    own = [None if s is None else s.to(like.device) for s in states(tables[0], algorithm)]
+    for table in tables:
+        state = [
+            s if s is None else s.clone() if is_row_wise
+            else flat_of(dense_of(s, tables[0].rows), table.rows, 7.0)
+            for s in own
+        ]  # fmt: skip
+        values, unused = table.values.detach(), has_no_row(table)
+        before = values[unused].view(torch.uint8).clone()
+        options = (table.rows.num_rows, table.rows.granule, 1, 2, True, ALGORITHMS[algorithm])
+        looked_up = (grad, table.rows.index, indices, offsets, None, None, None)
+        hyper = HYPER.to(like.device)
+        namespace(backend).coalesce_update_(values, *state, hyper, None, *looked_up, *options)
+        assert torch.equal(values[unused].view(torch.uint8), before)
+        if not is_row_wise:
+            assert all(bool((s[unused] == 7.0).all()) for s in state if s is not None)
+        after.append([values, *(s for s in state if s is not None)])
+    asked = indices.unique()
+    for number, flats in enumerate(zip(*after, strict=True)):
+        if not is_row_wise or number == 0:
+            flats = [dense_of(flat, t.rows)[asked] for flat, t in zip(flats, tables, strict=True)]
+        assert torch.equal(*flats)
 
 
 @on_backends
 @on_pairs
 def test_lookup_and_gradient_of_a_paged_table(backend, name, dtype):
-    _, width, indices = CASES[name]
-    tables, outs = both(name, dtype), []
-    grad = torch.randn(indices.numel(), width).to(dtype)
-    for table in tables:
-        outs.append(lookup(table.values, table.rows, indices, padding_idx=0, backend=backend))
-        outs[-1].backward(grad)
-    assert torch.equal(*outs)
-    grads = [table.values.grad for table in tables]
-    assert_same_rows(tables, grads)
-    assert not grads[1][has_no_row(tables[1])].any()
+    check_lookup(backend, both(name, dtype), CASES[name].indices)
 
 
 @on_backends
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
 def test_lookup_limits_of_a_paged_table(backend, index_dtype):
     _, width, indices = CASES["odd_width"]
-    tables, outs = both("odd_width", torch.float32), []
     limit = torch.randint(0, width + 1, indices.shape)
-    for table in tables:
-        own = indices.to(index_dtype)
-        outs.append(lookup(table.values, table.rows, own, limit=limit, backend=backend))
-        outs[-1].sum().backward()
-    assert torch.equal(*outs)
-    assert_same_rows(tables, [table.values.grad for table in tables])
+    check_lookup(backend, both("odd_width", torch.float32), indices.to(index_dtype), limit)
 
 
 @on_backends
@@ -96,25 +158,8 @@ def test_lookup_limits_of_a_paged_table(backend, index_dtype):
     ids=str,
 )
 def test_lookup_bag_and_gradients_of_a_paged_table(backend, mode, name, dtype):
-    _, width, indices = CASES[name]
-    indices = indices[:60]  # interpreted, a long bag takes seconds
-    tables, outs, weights = both(name, dtype), [], []
-    offsets = bags(indices.numel())
-    factors = torch.randn(indices.numel()).to(dtype)
-    grad = torch.randn(offsets.numel(), width).to(dtype)
-    for table in tables:
-        weights.append(factors.clone().requires_grad_() if mode == "weighted" else None)
-        outs.append(
-            lookup_bag(
-                table.values, table.rows, indices, offsets, padding_idx=3, backend=backend,
-                mode="sum" if mode == "weighted" else mode, per_sample_weights=weights[-1],
-            )
-        )  # fmt: skip
-        outs[-1].backward(grad)
-    assert torch.equal(*outs)
-    assert_same_rows(tables, [table.values.grad for table in tables])
-    if mode == "weighted":
-        assert torch.equal(weights[0].grad, weights[1].grad)
+    # Interpreted, a long bag takes seconds.
+    check_lookup_bag(backend, both(name, dtype), CASES[name].indices[:60], mode)
 
 
 @on_backends
@@ -122,16 +167,7 @@ def test_lookup_bag_and_gradients_of_a_paged_table(backend, mode, name, dtype):
 def test_lookup_linear_and_gradients_of_a_paged_table(backend, dtype):
     packed, groups, weight, bias, indices = problem(dtype, 16)
     tables = packed, make_table(packed.storage.dims, 9, dtype, layout="paged")
-    grad, outs, grads = torch.randn(*indices.shape, 16).to(dtype), [], []
-    for table in tables:
-        leaves = [t.detach().clone().requires_grad_() for t in (weight, bias)]
-        out = lookup_linear(table.values, table.rows, indices, groups, *leaves, backend=backend)
-        out.backward(grad)
-        outs.append(out)
-        grads.append([leaf.grad for leaf in leaves])
-    assert torch.equal(*outs)
-    assert_same_rows(tables, [table.values.grad for table in tables])
-    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+    check_lookup_linear(backend, tables, indices, groups, weight, bias)
 
 
 @on_backends
@@ -142,34 +178,7 @@ def test_lookup_linear_and_gradients_of_a_paged_table(backend, dtype):
     ids=str,
 )
 def test_fused_update_of_a_paged_table(backend, algorithm, name, dtype):
-    """Bags of mean pooling; what no row has stays as it is."""
-    _, width, indices = CASES[name]
-    tables, after, offsets = both(name, dtype), [], bags(indices.numel())
-    grad = torch.randn(offsets.numel() - 1, width).to(dtype)
-    is_row_wise = algorithm == "row_wise_adagrad"
-    own = [s if s is None or is_row_wise else dense_of(s, tables[0].rows)
-           for s in states(tables[0], algorithm)]  # fmt: skip
-    for table in tables:
-        state = [s if s is None else s.clone() if is_row_wise else flat_of(s, table.rows, 7.0)
-                 for s in own]  # fmt: skip
-        values, unused = table.values.detach(), has_no_row(table)
-        before = values[unused].view(torch.uint8).clone()
-        options = (table.rows.num_rows, 1, 1, 2, True, ALGORITHMS[algorithm])
-        looked_up = (grad, table.rows.index, indices, offsets, None, None, None)
-        namespace(backend).coalesce_update_(values, *state, HYPER, None, *looked_up, *options)
-        assert torch.equal(values[unused].view(torch.uint8), before)
-        for numbers in [s for s in state if s is not None and not is_row_wise]:
-            assert bool((numbers[unused] == 7.0).all())
-        after.append([values, *(s for s in state if s is not None)])
-    asked = indices.unique()
-    for number, (packed, paged) in enumerate(zip(*after, strict=True)):
-        if is_row_wise and number:
-            assert torch.equal(packed, paged)
-        else:
-            here, there = (
-                dense_of(flat, t.rows) for flat, t in zip((packed, paged), tables, strict=True)
-            )
-            assert torch.equal(here[asked], there[asked])
+    check_fused_update(backend, both(name, dtype), CASES[name].indices, algorithm)
 
 
 def broken(table, how):

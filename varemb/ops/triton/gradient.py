@@ -98,7 +98,8 @@ def sum_runs_kernel(
         is_short = (run < last) & (end - begin <= LONGEST)
         row = tl.load(keys_ptr + begin, mask=is_short, other=0).to(tl.int64) % num_rows
         offset, dim = locate(index_ptr, row, is_short, num_rows, width, granule, chunks, numbers)
-        tl.device_assert(dim >= 0, "coalesce: the table has no row of an index")
+        if chunks is not None:
+            tl.device_assert(dim >= 0, "coalesce: the table has no row of an index")
         total = tl.zeros([ROWS, BLOCK_D], WIDE)
         reach = tl.zeros([ROWS], tl.int32)
         end = tl.where(is_short, end, begin)

@@ -137,7 +137,8 @@ def finish_windows_kernel(
     offset, dim = locate(
         index_ptr, one + row, (one + pieces) > 0, num_rows, width, granule, chunks, numbers
     )
-    tl.device_assert(dim >= 0, "coalesce: the table has no row of an index")
+    if chunks is not None:
+        tl.device_assert(dim >= 0, "coalesce: the table has no row of an index")
     finish_rows(
         out_ptr, positions_ptr, first_ptr, state1_ptr, state2_ptr, hyper_ptr, rounding_ptr,
         total[None, :], one + run, one + row, offset, tl.max(reach, 0) + one.to(tl.int32),
