@@ -192,6 +192,32 @@ def test_rows_without_quality_give_no_transitions(split):
     assert side.quality.tolist() == [0.0, 0.5, 1.0]
 
 
+def test_transitions_hold_states_before_and_after(split):
+    """Eq. 6: frequency scaled per side, dim scaled, quality; an episode starts at full width."""
+    config = CIESSConfig(width=9, hidden=8, walk="none", noise="none")
+    side = Side(config, slice(0, 3), torch.tensor([1, 3, 5]), torch.Generator().manual_seed(0))
+    side.choose()
+    assert side.dims.tolist() == [5, 5, 5]
+    side.learn(torch.tensor([0.2, 0.4, 0.6]), torch.tensor([0.1, 0.3, 0.5]))
+    expected = [
+        [0.0, 1.0, 1.0, 5.0, 0.1, 0.0, 0.5, 0.2],
+        [0.5, 1.0, 1.0, 5.0, 0.3, 0.5, 0.5, 0.4],
+        [1.0, 1.0, 1.0, 5.0, 0.5, 1.0, 0.5, 0.6],
+    ]
+    torch.testing.assert_close(side.agent.transitions.state()["rows"], torch.tensor(expected))
+
+
+@pytest.mark.parametrize("cost", [0.0, 0.5, 2.0])
+def test_the_reward_is_quality_less_the_cost_of_width(split, cost):
+    quiet = replace(CONFIG, walk="none", noise="none", iterations=1, episodes=1)
+    config = replace(quiet, width=15, cost=cost)
+    (record,) = search(split, config).history
+    rows = split.num_users + split.num_items
+    assert record["numbers"] == 8 * rows  # without noise all rows have the middle
+    assert 0 < record["quality"] <= 1
+    assert record["reward"] == pytest.approx(record["quality"] - cost * (8 / 15) ** 2)
+
+
 def test_quality_of_users_and_items_by_hand():
     split = planted_pairs(users=6, items=8, bought=4)
     trainer = Trainer(
