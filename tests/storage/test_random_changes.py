@@ -87,7 +87,7 @@ class Model:
         assert self.storage.weight.numel() == max(
             self.storage.live_numbers, self.storage.reserve_numbers
         )
-        assert self.storage.fragmentation in (1.0, 0.0)
+        assert self.storage.fragmentation == 1.0
 
     def update(self):
         rows = self.some(6)

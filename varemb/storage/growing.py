@@ -213,6 +213,9 @@ class GrowingStorage(Storage, abc.ABC):
         super().__setstate__(state)
         self._bind()
 
+    def extra_repr(self) -> str:
+        return f"{self.present_rows} rows, width {self.width}, {self.live} numbers"
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         weight = self.weight[: self.used_numbers]
         destination[prefix + "weight"] = weight if keep_vars else weight.detach()

@@ -51,7 +51,7 @@ class PagedStorage(GrowingStorage):
         """
         is_reserved = self.weight.numel() <= self.reserve_numbers
         allocated = self.used_numbers if is_reserved else self.weight.numel()
-        return allocated / max(self.live, 1)
+        return max(allocated, 1) / max(self.live, 1)
 
     def row(self, row: int) -> Tensor:  # [d[row]]
         """The numbers of one row, a view of the weight until the table changes."""
