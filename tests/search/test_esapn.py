@@ -56,6 +56,13 @@ def test_always_grows_once_per_batch_and_never_shrinks():
     assert live == sorted(live) and live[-1] == result.params == result.plan.num_params
 
 
+def test_bytes_of_the_maps_are_their_own():
+    result = make().fit(make_stream(100), progress=False)
+    numbers = (2 * 4 + 4) + (4 * 8 + 8) + 8 * 8  # two maps, the identity
+    places = 9 * 2  # of sizes 0 to 8, 8 bytes each
+    assert result.bytes["unify"] == 2 * (4 * numbers + 8 * places)
+
+
 def test_random_with_chance_0_never_grows_and_between_grows_some():
     stream = make_stream(500)
     never, some, always = (

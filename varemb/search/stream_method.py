@@ -237,6 +237,10 @@ class StreamMethod(abc.ABC, Generic[Config]):
         tables = nn.ModuleList(side.table for side in learner.sides)
         measured = memory_report(tables, learner.optimizers.values()).bytes
         parts = {part: measured[part] for part in ("weights", "index", "unify", "optimizer")}
+        # The maps are views of one buffer, which the report would count as a whole.
+        unify = [side.table.unify for side in learner.sides if side.table.unify is not None]
+        kept = [tensor for each in unify for tensor in (*each.parameters(), *each.buffers())]
+        parts["unify"] = sum(tensor.nbytes for tensor in kept)
         notes = sum(side.nbytes for side in learner.sides)
         return {**parts, "ids": notes, "search": learner.search_nbytes()}
 
