@@ -303,3 +303,23 @@ def test_stochastic_rounding_refuses_rows_of_more_than_16_bits(name):
     table = VarEmbedding(60, 9, dims=DIMS, dtype=torch.float16)
     with pytest.raises(ValueError, match=r"seed must be in \[0, 2\^32\), got -1"):
         cls(table.parameters(), **options, stochastic_rounding=True, seed=-1)
+
+
+@pytest.mark.parametrize("cls", [optim.Adam, optim.RowWiseAdagrad])
+def test_state_of_a_table_that_grows_is_saved_without_its_free_end(cls):
+    table = VarEmbedding(6, 9, dims=4, resizable=True, reserve_rows=50, reserve_numbers=500)
+    optimizer = cls(table.parameters())
+    table(torch.arange(6)).sum().backward()
+    optimizer.step()
+    table.resize([0], 9)
+    saved = optimizer.state_dict()
+    name = cls.state_names[0]
+    used = 6 if cls is optim.RowWiseAdagrad else table.storage.used_numbers
+    assert saved["state"][0][name].numel() == used < 100
+    other = VarEmbedding(0, 9, resizable=True)
+    twin = cls(other.parameters())
+    with pytest.raises(ValueError, match=f"saved {name} of parameter 0 has shape"):
+        twin.load_state_dict(saved)
+    other.load_state_dict(table.state_dict())
+    twin.load_state_dict(saved)
+    assert torch.equal(twin.state[other.weight][name], saved["state"][0][name])
