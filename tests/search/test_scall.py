@@ -16,7 +16,7 @@ from varemb.data import EventStream
 from varemb.search import SCALL, SCALLConfig
 from varemb.search.actor_critic import SACConfig
 from varemb.search.budget_table import make_table, move_table
-from varemb.search.scall_state import frequency_profile, state_size, state_vector
+from varemb.search.scall_state import Situation, frequency_profile, state_size, state_vector
 from varemb.search.segment_training import SegmentTask, TrainingConfig
 from varemb.storage import PackedStorage
 
@@ -293,6 +293,17 @@ def test_settings_of_agent_and_recommender_do_not_share_a_name():
     )
     assert not agent & training
     assert (SCALLConfig().batch_size, SCALLConfig().replay_batch) == (10_000, 8)
+
+
+def test_split_by_rows_is_even_in_the_middle():
+    nodes = (np.arange(10), np.arange(10, 40))
+    config = dataclasses.replace(TINY, split="rows")
+    situation = Situation(nodes, (np.arange(10), np.arange(30)), 400, config)
+    dims = situation.dims_for(torch.tensor([0.5, 1.0, 1.0]))
+    assert (dims[:10].sum(), dims[10:].sum()) == (100, 300)
+    assert situation.dims_for(torch.tensor([0.8, 1.0, 1.0]))[:10].sum() == round(400 * 8 / 14)
+    plain = dataclasses.replace(situation, config=TINY).dims_for(torch.tensor([0.5, 1.0, 1.0]))
+    assert plain[:10].sum() == 200
 
 
 def test_frequency_profile_of_equal_counts_is_zero():

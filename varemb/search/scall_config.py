@@ -25,6 +25,9 @@ class SCALLConfig(TrainingConfig, SACConfig):
     width: int = option(255, "d_max: the widest row")
     distribution: str = option("power_law", "of the sizes: " + ", ".join(DISTRIBUTIONS))
     scale: str = option("linear", "how an action becomes the distribution's parameter: linear, log")
+    split: str = option(
+        "budget", "beta is the users' share of the budget; or its odds against rows"
+    )
     frequency: str = option("segment", "what ranks the rows: counts of the segment, or of all")
     groups: int = option(256, "groups of the frequency profile in the state (§5.4)")
     min_trials: int = option(11, "trials of a search, at least (§5.5)")
@@ -61,6 +64,7 @@ def check_config(config: SCALLConfig) -> None:
         "policy": POLICIES,
         "distribution": tuple(DISTRIBUTIONS),
         "scale": ("linear", "log"),
+        "split": ("budget", "rows"),
         "frequency": ("segment", "all"),
         "early_stop": ("valid", "test"),
         "candidates": ("test_items", "all"),

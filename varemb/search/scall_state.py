@@ -110,6 +110,9 @@ class Situation:
         """Dims of all rows for the action (beta, a_u, a_v). [N]"""
         beta, of_users, of_items = action.tolist()
         config = self.config
+        if config.split == "rows":  # 0.5 gives users and items the same mean dim
+            users, items = map(len, self.nodes)
+            beta = beta * users / (beta * users + (1 - beta) * items)
         sides = dims_for_action(
             (beta, of_users, of_items), self.frequencies, self.budget, config.width,
             config.distribution, scale=config.scale,
