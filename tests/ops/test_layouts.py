@@ -183,7 +183,8 @@ def test_fused_update_of_a_paged_table(backend, algorithm, name, dtype):
 
 def broken(table, how):
     """The table with row 5 absent in one of the ways that there are."""
-    index, chunks = table.rows.index.clone(), table.rows.index.shape[0] - 20
+    index, chunks = table.rows.index, table.rows.index.shape[0] - 20
+    index = torch.cat([index, index.new_zeros(1)])[:-1]  # a word behind it, of a chunk of dim 0
     handles = index[:20].view(torch.int32)
     if how == "removed":
         handles[5] = -1

@@ -9,14 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from ops.cases import CASES, need_interpreter
+from ops.test_layouts import broken
 
 from varemb.ops import reference
 from varemb.testing import DTYPES, assert_agree, dims_of, make_table
 
 need_interpreter()
 
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+
 from varemb.ops import triton as kernels  # noqa: E402
 from varemb.ops.triton import gradient, launch, weight_gradient  # noqa: E402
+from varemb.ops.triton.rows import look_up, places  # noqa: E402
 
 PACKAGE = Path(kernels.__file__).parent
 HYPER = torch.tensor([0.125, 0.0, 1e-8, 0.9, 0.999, 3.0], dtype=torch.float64)
@@ -174,14 +179,31 @@ def test_a_kernel_reads_nothing_for_an_index_outside_the_table(monkeypatch, bad)
     assert torch.equal(out, table.dense[[3, 0, 5]] * torch.tensor([[1.0], [0.0], [1.0]]))
 
 
-def test_a_kernel_reads_nothing_for_a_row_that_a_paged_table_lacks(monkeypatch):
+@triton.jit
+def is_row_kernel(
+    out_ptr, index_ptr, indices_ptr, num_rows, width, granule, chunks, numbers,
+    ROWS: tl.constexpr,  # noqa: N803
+):  # fmt: skip
+    lookup = tl.arange(0, ROWS)
+    _, _, _, is_row = look_up(
+        index_ptr, indices_ptr, None, lookup, lookup >= 0, num_rows, width, granule, chunks,
+        numbers, 0,
+    )  # fmt: skip
+    tl.store(out_ptr + lookup, is_row.to(tl.int32))
+
+
+@pytest.mark.parametrize("how", ["removed", "chunk_outside", "numbers_outside"])
+def test_a_kernel_reads_nothing_for_a_row_that_a_paged_table_lacks(monkeypatch, how):
     module = sys.modules["varemb.ops.triton.lookup"]
     monkeypatch.setattr(module, "check_indices", lambda *arguments: None)
-    dims = dims_of("equal", 40, 8).index_fill(0, torch.tensor([7]), -1)
-    table = make_table(dims, 8, layout="paged")
-    indices = torch.tensor([3, 7, 5])
-    out = kernels.lookup(table.values.detach(), table.rows.index, indices, None, 40, 8, 1)
-    assert torch.equal(out, table.dense[[3, 0, 5]] * torch.tensor([[1.0], [0.0], [1.0]]))
+    table = make_table(dims_of("equal", 40, 8), 8, layout="paged")
+    rows, indices = broken(table, how), torch.tensor([3, 5, 7, 0])
+    out = kernels.lookup(table.values.detach(), rows.index, indices, None, 40, 8, 1)
+    assert torch.equal(out, table.dense[indices] * torch.tensor([1.0, 0, 1, 1])[:, None])
+    asserted = torch.empty(4, dtype=torch.int32)
+    where = places(rows.index, 40, 8, 1, rows.numbers)
+    is_row_kernel[(1,)](out_ptr=asserted, indices_ptr=indices, **where, ROWS=4)
+    assert asserted.tolist() == [1, 0, 1, 1]
 
 
 def test_operations_check_their_own_contract():
