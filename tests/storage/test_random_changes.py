@@ -150,7 +150,7 @@ def test_random_changes_against_arrays(backend):
         if step % 50 == 0:
             model.check_all()
     model.check_all()
-    assert len(model.present()) > 5 and model.storage.used_rows > 20
+    assert len(model.present()) > 5 and model.storage.used_rows > 12
 
 
 def test_an_index_that_the_host_reads_by_copies_changes_alike(monkeypatch):
