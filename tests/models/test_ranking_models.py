@@ -124,7 +124,8 @@ def test_ngcf_is_its_layers_one_behind_the_other(split):
     graph = torch.eye(nodes)
     graph[users, items + split.num_users] = graph[items + split.num_users, users] = 1
     graph = graph / graph.sum(1, keepdim=True)
-    block, blocks = dense, [dense]
+    leaf = dense.clone().requires_grad_()
+    block, blocks = leaf, [leaf]
     for sums, products in zip(model.encoder.sums, model.encoder.products, strict=True):
         spread = graph @ block
         block = F.leaky_relu(sums(spread) + products(block * spread), 0.2)
@@ -136,7 +137,11 @@ def test_ngcf_is_its_layers_one_behind_the_other(split):
     norms = sum(vectors[some].square().sum() for some in rows)
     scores = vectors[: split.num_users] @ vectors[split.num_users :].T
     expected = plain_bpr(scores, *batch) + 0.1 * norms / len(batch[0])
-    torch.testing.assert_close(model.loss(*batch, 0.1), expected)
+    loss = model.loss(*batch, 0.1)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    expected.backward()
+    torch.testing.assert_close(model.encoder.rows.table.weight.grad, leaf.grad)
 
 
 def test_ngcf_drops_in_training_alone(split):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from search.pairs import planted_pairs, prepare
 
+from varemb.data.interactions import Pairs
 from varemb.search.base import Checkpoint
 from varemb.search.ciess import CIESS
 from varemb.search.dim_agents import CIESSConfig, Side
@@ -85,9 +86,10 @@ def test_plans_meet_every_sparsity_from_one_search(split, name, is_full):
 
 
 def test_first_dims_are_about_the_middle_and_a_table_of_them_is_all_that_is_trained(split):
-    seen = []
+    seen, graphs = [], []
 
     def spy(users, items):
+        graphs.append(set(zip(users.tolist(), items.tolist(), strict=True)))
         make = prepare(split, "mf", WIDTH)(users, items)
 
         def make_and_count(table):
@@ -102,6 +104,8 @@ def test_first_dims_are_about_the_middle_and_a_table_of_them_is_all_that_is_trai
     assert seen[0] == rows * WIDTH  # the full size, once
     assert seen[1 : 1 + len(result.history)] == [r["numbers"] for r in result.history]
     assert 0.3 < result.history[0]["sparsity"] < 0.65
+    train, valid = (set(zip(*map(list, part), strict=True)) for part in split.parts()[:2])
+    assert graphs == [train, train | valid]  # each built once; the last training learns both
 
 
 @pytest.mark.parametrize("changes", [
@@ -220,6 +224,8 @@ def test_the_reward_is_quality_less_the_cost_of_width(split, cost):
 
 def test_quality_of_users_and_items_by_hand():
     split = planted_pairs(users=6, items=8, bought=4)
+    is_kept = split.valid.users != 2  # user 2 has nothing to be ranked for
+    split = replace(split, valid=Pairs(*(rows[is_kept] for rows in split.valid)))
     trainer = Trainer(
         prepare(split, "mf", 8), split.train, split.valid, split.num_users, split.num_items,
         TRAINING, 0,
@@ -230,7 +236,8 @@ def test_quality_of_users_and_items_by_hand():
     scores = users @ items.T
     scores[split.train.users, split.train.items] = -torch.inf
     order = scores.argsort(1, descending=True)
-    for user in range(6):
+    assert quality.users[2].isnan() and quality.excluded == 1
+    for user in (0, 1, 3, 4, 5):
         good = set(split.valid.items[split.valid.users == user].tolist())
         found = []
         for k in (5, 10, 20):
@@ -242,7 +249,7 @@ def test_quality_of_users_and_items_by_hand():
         assert float(quality.users[user]) == pytest.approx(np.mean(found), abs=1e-6)
     for item in range(split.num_items):
         buyers = split.train.users[split.train.items == item]
-        expected = quality.users[buyers].mean()
+        expected = quality.users[buyers].nanmean()
         torch.testing.assert_close(quality.items[item], expected, equal_nan=True)
 
 
@@ -310,7 +317,7 @@ class KilledError(Exception):
 
 @pytest.mark.parametrize("saves", [1, 2, 4, 6, 9])  # peaks, in the search, in the retraining
 def test_resume_gives_the_result_of_an_uninterrupted_run(split, tmp_path, monkeypatch, saves):
-    config = replace(CONFIG, is_warm=saves == 4)
+    config = replace(CONFIG, is_warm=saves == 4, noise="ou")
     whole = search(split, config)
     save, count = Checkpoint.save, 0
 

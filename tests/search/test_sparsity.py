@@ -99,6 +99,14 @@ def test_top_plans_of_several_sparsities(tmp_path):
         assert [dims.tolist() for dims, _ in each.plans(0.75, 64, fill=True)] == [[10, 10]] * 2
 
 
+def test_top_plans_take_what_is_allowed_and_not_a_number_more():
+    top = TopPlans({0.5: 10}, most=3)
+    top.offer(np.array([6, 4]), 0.1, 0.1)
+    top.offer(np.array([6, 5]), 0.9, 0.9)
+    plans = top.plans(0.5, 64, fill=False)
+    assert [(dims.tolist(), cut) for dims, cut in plans] == [([6, 4], False), ([5, 5], True)]
+
+
 def test_top_plans_cut_the_best_reward_where_none_is_within():
     top = TopPlans({0.9: 10}, most=1)
     for dims, quality, reward in ([60, 20], 1.0, 0.2), ([40, 10], 0.8, 0.7):
