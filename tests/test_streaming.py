@@ -13,7 +13,7 @@ from varemb.files import load_json, load_jsonl
 from varemb.plan import SizePlan
 from varemb.runs import load_run
 from varemb.search import StreamResult
-from varemb.search.epochs import option
+from varemb.search.settings import option
 from varemb.streaming import (
     FAMILIES,
     Family,

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varemb.search.epochs import option
+from varemb.search.settings import option
 
 _LOG_STD = (-20.0, 2.0)
 

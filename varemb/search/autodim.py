@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from torch.nn import functional as F
 
 from varemb.plan import SizePlan
 from varemb.search.base import Checkpoint, FieldData, MakeModel, SearchResult
+from varemb.search.settings import option
 from varemb.search.supernet import VARIANTS, Supernet
 from varemb.search.training import (
     evaluate,
@@ -47,31 +48,27 @@ from varemb.search.training import (
 )
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True)
 class AutoDimConfig:
     """Settings of the search; the symbols are the paper's."""
 
-    candidates: tuple[int, ...] = _option((2, 8, 16, 24, 32), "D: the dims to choose from")
-    f: int = _option(10, "f: training batches per validation batch")
-    warmup_epochs: int = _option(1, "epochs with equal alpha before the search")
-    search_epochs: int = _option(3, "epochs of the search")
-    batch_size: int = _option(2000, "rows of a batch")
-    lr: float = _option(0.001, "learning rate of W")
-    theta_lr: float = _option(0.03, "learning rate of alpha's logits theta")
-    weight_decay: float = _option(1e-3, "L2 of the tables")
-    tau_floor: float = _option(0.05, "tau at the end; it starts at 1")
-    lambda_: float = _option(0.01, "price of the full width, in logloss; 0 in the paper")
-    lambda_numbers: float = _option(0.0, "price of all the table's numbers, in logloss")
-    variant: str = _option(
+    candidates: tuple[int, ...] = option((2, 8, 16, 24, 32), "D: the dims to choose from")
+    f: int = option(10, "f: training batches per validation batch")
+    warmup_epochs: int = option(1, "epochs with equal alpha before the search")
+    search_epochs: int = option(3, "epochs of the search")
+    batch_size: int = option(2000, "rows of a batch")
+    lr: float = option(0.001, "learning rate of W")
+    theta_lr: float = option(0.03, "learning rate of alpha's logits theta")
+    weight_decay: float = option(1e-3, "L2 of the tables")
+    tau_floor: float = option(0.05, "tau at the end; it starts at 1")
+    lambda_: float = option(0.01, "price of the full width, in logloss; 0 in the paper")
+    lambda_numbers: float = option(0.0, "price of all the table's numbers, in logloss")
+    variant: str = option(
         "ad-2", "ad-1, ad-2 shared table, ad-3, ad-4 separate; odd pad, even linear"
     )
-    joint: bool = _option(False, "AutoDim-s: theta moves with the weights, on training batches")
-    init_std: float = _option(0.01, "of the table's first numbers")
-    seed: int = _option(0, "of all randomness")
+    joint: bool = option(False, "AutoDim-s: theta moves with the weights, on training batches")
+    init_std: float = option(0.01, "of the table's first numbers")
+    seed: int = option(0, "of all randomness")
 
 
 def temperature(step: int, slope: float = 0.00005, floor: float = 0.01) -> float:

@@ -26,8 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from varemb.search.base import FieldData, MakeModel, SearchResult
-from varemb.search.epochs import check_positive, count_rows, option
+from varemb.search.epochs import count_rows
 from varemb.search.mixture import MixtureConfig, Selector, check_mixture, fit_mixture
+from varemb.search.settings import check_positive, option
 from varemb.search.training import seeded_from
 
 

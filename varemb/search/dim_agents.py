@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varemb.search.epochs import check_positive, option
+from varemb.search.settings import check_positive, option
 from varemb.search.td3 import TD3, TD3Config
 from varemb.search.walk import LAWS, NOISES, Noise, random_walk, walk_chances
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from torch import nn
 
 from varemb.search.base import FieldData, MakeModel, SearchResult
-from varemb.search.epochs import check_positive, option
 from varemb.search.quantized import QuantizedTable
+from varemb.search.settings import check_positive, option
 
 
 @dataclass(frozen=True)

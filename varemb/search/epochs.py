@@ -1,4 +1,4 @@
-"""What the searches that train share: epochs that can be resumed, their settings, their batches."""
+"""What the searches that train share: epochs that can be resumed, and their batches."""
 
 from __future__ import annotations
 
@@ -15,32 +15,6 @@ from torch.nn import functional as F
 
 from varemb.search.base import Checkpoint, FieldData
 from varemb.search.training import seeded_from, show_progress, shuffled_batches
-
-
-def option(default: Any, text: str) -> Any:
-    """A field of a config with the text that explains it."""
-    return field(default=default, metadata={"help": text})
-
-
-def check_positive(method: str, config: Any, *names: str) -> None:
-    """Raises ValueError unless these settings are at least 1."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{method}: {name} must be at least 1, got {getattr(config, name)}")
-
-
-def check_share(method: str, config: Any, name: str) -> None:
-    """Raises ValueError unless a setting is in (0, 1]."""
-    if not 0 < getattr(config, name) <= 1:
-        raise ValueError(f"{method}: {name} must be in (0, 1], got {getattr(config, name)}")
-
-
-def check_candidates(method: str, candidates: Sequence[int]) -> None:
-    """Raises ValueError unless the candidate dims are positive and increasing."""
-    if not candidates or candidates[0] < 1 or sorted(set(candidates)) != list(candidates):
-        raise ValueError(
-            f"{method}: candidates must be positive and increasing, got {tuple(candidates)}"
-        )
 
 
 def first_rows(cardinalities: Sequence[int]) -> Tensor:

@@ -44,7 +44,7 @@ from varemb.nn import VarEmbedding
 from varemb.nn.unify import ChainUnify
 from varemb.ops import lookup
 from varemb.optim import Adam
-from varemb.search.epochs import check_candidates, option
+from varemb.search.settings import check_candidates, option
 from varemb.search.stream_events import Ids, StreamConfig, losses, num_outputs
 from varemb.search.stream_history import SAMPLERS, History
 from varemb.search.stream_learner import Learner, Learnt, Pair, descend, zero_gradients

@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 
 from varemb.budget import fill_budget
-from varemb.search.epochs import option
 from varemb.search.pairwise import PairData, PairwiseConfig, Prepare, Trainer
 from varemb.search.retraining import (
     RankingResult,
@@ -24,6 +23,7 @@ from varemb.search.retraining import (
     open_progress,
     plan_candidate,
 )
+from varemb.search.settings import option
 from varemb.search.sparsity import Dims, allowed_numbers, equal_dims, fit_dims, random_dims
 
 METHODS = ("es", "mr", "frequency")

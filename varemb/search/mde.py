@@ -27,7 +27,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,29 +37,26 @@ from varemb.nn import VarEmbedding
 from varemb.nn.unify import LinearUnify
 from varemb.plan import SizePlan
 from varemb.search.base import FieldData, MakeModel, MakeTable, SearchResult
+from varemb.search.settings import option
 from varemb.search.training import TrainConfig
 from varemb.search.trials import train_trials
 
 Ints = npt.NDArray[np.int64]
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
 @dataclass(frozen=True)
 class MdeConfig:
     """Settings of the rule; every combination of alphas, powers of two and bins is trained."""
 
-    width: int = _option(32, "D, the width of the most popular block")
-    alphas: tuple[float, ...] = _option((0.1, 0.2, 0.3, 0.4), "alpha, the temperature")
-    bins: tuple[int, ...] = _option((1, 8), "popularity bins in a field; 1 is a dim per field")
-    power_of_two: str = _option("both", "round dims to a power of two: yes, no or both")
-    numbers: int = _option(0, "B, the budget; 0 gives the smallest block the width")
+    width: int = option(32, "D, the width of the most popular block")
+    alphas: tuple[float, ...] = option((0.1, 0.2, 0.3, 0.4), "alpha, the temperature")
+    bins: tuple[int, ...] = option((1, 8), "popularity bins in a field; 1 is a dim per field")
+    power_of_two: str = option("both", "round dims to a power of two: yes, no or both")
+    numbers: int = option(0, "B, the budget; 0 gives the smallest block the width")
     training: TrainConfig = field(
         default_factory=TrainConfig, metadata={"help": "how each setting is trained"}
     )
-    seed: int = _option(0, "nothing is random but the training")
+    seed: int = option(0, "nothing is random but the training")
 
 
 def mde_dims(

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from varemb.search.base import FieldData, MakeModel, SearchResult
 from varemb.search.dpq import check_codes, learnt_in_training
-from varemb.search.epochs import check_positive, check_share, count_rows, option
+from varemb.search.epochs import count_rows
 from varemb.search.quantized import QuantizedTable
+from varemb.search.settings import check_positive, check_share, option
 
 
 @dataclass(frozen=True)

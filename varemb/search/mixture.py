@@ -27,16 +27,8 @@ from torch import Tensor, nn
 from varemb.nn import VarEmbedding
 from varemb.ops import field_rows
 from varemb.search.base import FieldData, MakeModel, SearchResult, TrainResult
-from varemb.search.epochs import (
-    Epochs,
-    check_candidates,
-    check_positive,
-    first_rows,
-    gradient_step,
-    logloss,
-    open_checkpoint,
-    option,
-)
+from varemb.search.epochs import Epochs, first_rows, gradient_step, logloss, open_checkpoint
+from varemb.search.settings import check_candidates, check_positive, option
 from varemb.search.training import evaluate, seeded_from, split_tables
 
 

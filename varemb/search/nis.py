@@ -36,15 +36,13 @@ from varemb.plan import SizePlan
 from varemb.search.base import FieldData, MakeModel, SearchResult
 from varemb.search.epochs import (
     Epochs,
-    check_positive,
-    check_share,
     count_rows,
     first_rows,
     gradient_step,
     logloss,
     open_checkpoint,
-    option,
 )
+from varemb.search.settings import check_positive, check_share, option
 from varemb.search.training import evaluate, make_adam, seeded_from
 
 

@@ -31,14 +31,8 @@ from torch import Tensor, nn
 from varemb.nn import VarEmbedding
 from varemb.plan import SizePlan
 from varemb.search.base import FieldData, MakeModel, SearchResult
-from varemb.search.epochs import (
-    Epochs,
-    check_positive,
-    gradient_step,
-    logloss,
-    open_checkpoint,
-    option,
-)
+from varemb.search.epochs import Epochs, gradient_step, logloss, open_checkpoint
+from varemb.search.settings import check_positive, option
 from varemb.search.training import evaluate, make_adam, seeded_from
 
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from varemb.bpr_sampler import BprSampler
 from varemb.nn import VarEmbedding
 from varemb.ranking import Score, item_lists, rank_metrics
-from varemb.search.epochs import option
+from varemb.search.settings import option
 from varemb.search.training import seeded_from
 
 Ints = npt.NDArray[np.int64]

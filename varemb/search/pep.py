@@ -31,16 +31,8 @@ from varemb.nn import VarEmbedding
 from varemb.ops import field_rows
 from varemb.search.base import FieldData, MakeModel, SearchResult
 from varemb.search.csr import CsrTable
-from varemb.search.epochs import (
-    Epochs,
-    check_positive,
-    check_share,
-    first_rows,
-    gradient_step,
-    logloss,
-    open_checkpoint,
-    option,
-)
+from varemb.search.epochs import Epochs, first_rows, gradient_step, logloss, open_checkpoint
+from varemb.search.settings import check_positive, check_share, option
 from varemb.search.training import evaluate, make_adam, seeded_from
 
 # What shares a threshold: does each row, each column have its own, or each field?

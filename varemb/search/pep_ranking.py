@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from varemb.search.csr import CsrTable
-from varemb.search.epochs import check_positive, option
 from varemb.search.pairwise import (
     Fitting,
     MakeNodeTable,
@@ -32,6 +31,7 @@ from varemb.search.pairwise import (
 )
 from varemb.search.pep import GRANULARITIES, ThresholdTable
 from varemb.search.retraining import Candidate, RankingResult, measure_levels, open_progress
+from varemb.search.settings import check_positive, option
 from varemb.search.sparsity import allowed_numbers
 
 

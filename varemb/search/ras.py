@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -20,24 +19,21 @@ from torch import nn
 from varemb.nn import VarEmbedding
 from varemb.plan import SizePlan
 from varemb.search.base import FieldData, MakeModel, MakeTable, SearchResult
+from varemb.search.settings import option
 from varemb.search.training import TrainConfig
 from varemb.search.trials import train_trials
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class RasConfig:
     """Settings of the search."""
 
-    candidates: tuple[int, ...] = _option((2, 8, 16, 24, 32), "D: the dims to draw from")
-    trials: int = _option(10, "T: plans that are trained")
+    candidates: tuple[int, ...] = option((2, 8, 16, 24, 32), "D: the dims to draw from")
+    trials: int = option(10, "T: plans that are trained")
     training: TrainConfig = field(
         default_factory=TrainConfig, metadata={"help": "how each of them is trained"}
     )
-    seed: int = _option(0, "of the plans")
+    seed: int = option(0, "of the plans")
 
 
 class RandomSearch:

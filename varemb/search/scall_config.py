@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from varemb.search.actor_critic import SACConfig
-from varemb.search.epochs import check_positive, check_share, option
 from varemb.search.segment_training import TrainingConfig
+from varemb.search.settings import check_positive, check_share, option
 from varemb.search.size_shares import DISTRIBUTIONS
 
 POLICIES = ("scall", "uniform", "random", "frequency")

@@ -20,8 +20,9 @@ from varemb.models.lightgcn import LightGCN, bpr_loss, normalized_adjacency
 from varemb.nn import VarEmbedding
 from varemb.ranking import ItemLists, item_lists, rank_metrics
 from varemb.search.budget_table import check_budget
-from varemb.search.epochs import gradient_step, option
+from varemb.search.epochs import gradient_step
 from varemb.search.segments import Frame, FrameConfig, Part
+from varemb.search.settings import option
 
 TOP = 20
 

@@ -25,7 +25,7 @@ import torch
 from varemb.budget import Ints
 from varemb.id_map import IdMap
 from varemb.search.base import Events
-from varemb.search.epochs import option
+from varemb.search.settings import option
 from varemb.search.stream_events import check_ids
 
 _LEAST_TAIL = 0.5  # of the mean segment: a shorter rest joins the segment before it

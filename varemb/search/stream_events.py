@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from varemb.search.base import Events
-from varemb.search.epochs import option
+from varemb.search.settings import option
 
 CLASSES = 5  # stars of the multiclass task
 TASKS = {"binary": "mse", "multiclass": "cross_entropy"}  # task -> name of its loss

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from varemb.nn import VarEmbedding
 from varemb.optim import Adam
-from varemb.search.epochs import option
+from varemb.search.settings import option
 from varemb.search.stream_events import StreamConfig, num_outputs
 from varemb.search.stream_learner import Learner, Learnt, Pair, descend
 from varemb.search.stream_method import StreamMethod

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from varemb.nn import VarEmbedding
 from varemb.optim import Adam
-from varemb.search.epochs import check_candidates, option
+from varemb.search.settings import check_candidates, option
 from varemb.search.stream_events import Ids, StreamConfig, num_outputs
 from varemb.search.stream_history import SAMPLERS, History
 from varemb.search.stream_learner import Learner, Learnt, Pair, descend

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from varemb.search.actor_critic import Critics, make_mlp, move_towards
-from varemb.search.epochs import option
+from varemb.search.settings import option
 
 _SMOOTHING, _SMOOTHING_LIMIT = 2.0, 5.0  # in units of dims
 _DELAY = 2  # critics' updates per update of the actor

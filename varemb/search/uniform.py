@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from varemb.budget import fill_budget
 from varemb.plan import SizePlan
 from varemb.search.base import FieldData, MakeModel, SearchResult
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+from varemb.search.settings import option
 
 
 @dataclass(frozen=True)
 class UniformConfig:
     """How wide, and how many numbers in all."""
 
-    width: int = _option(32, "D, the width of the model's input")
-    share: float = _option(1.0, "share of the full width's numbers; 1 is FDE")
-    numbers: int = _option(0, "numbers in all, instead of a share; 0 takes the share")
-    seed: int = _option(0, "nothing is random here")
+    width: int = option(32, "D, the width of the model's input")
+    share: float = option(1.0, "share of the full width's numbers; 1 is FDE")
+    numbers: int = option(0, "numbers in all, instead of a share; 0 takes the share")
+    seed: int = option(0, "nothing is random here")
 
 
 class Uniform:
