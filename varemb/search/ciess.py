@@ -47,6 +47,7 @@ from varemb.search.pairwise import (
     start_warm,
     timed,
 )
+from varemb.search.progress import closing, make_bar
 from varemb.search.retraining import (
     RankingResult,
     measure_levels,
@@ -234,24 +235,16 @@ def _run(search: _Search, save: Any, *, progress: bool) -> None:
     """The trainings that are missing, with a bar; everything is saved after each."""
     config = search.config
     total = config.episodes * config.iterations
-    bar: Any = None
-    if progress:
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            raise ImportError(
-                "progress=True needs tqdm: pip install 'varemb[data]', or pass progress=False"
-            ) from None
-        bar = tqdm(total=total, initial=len(search.history), desc="ciess", leave=False)
-    while len(search.history) < total:
-        record = search.iterate()
-        search.history.append(record)
-        save(search.state())
-        if bar is not None:
-            bar.update()
-            bar.set_postfix(
-                reward=f"{record['reward']:.3f}", sparsity=f"{record['sparsity']:.3f}",
-                r20=f"{record['valid']['recall@20']:.4f}",
-            )  # fmt: skip
-    if bar is not None:
-        bar.close()
+    bar = make_bar("ciess", total, initial=len(search.history), progress=progress)
+    with closing(bar):
+        while len(search.history) < total:
+            record = search.iterate()
+            search.history.append(record)
+            save(search.state())
+            if bar is not None:
+                bar.update()
+                bar.set_postfix({
+                    "reward": f"{record['reward']:.3f}",
+                    "sparsity": f"{record['sparsity']:.3f}",
+                    "R@20": f"{record['valid']['recall@20']:.4f}",
+                })  # fmt: skip

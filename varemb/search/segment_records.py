@@ -16,6 +16,7 @@ from varemb.memory import memory_report
 from varemb.nn import VarEmbedding
 from varemb.search.base import Checkpoint, StreamResult
 from varemb.search.budget_table import make_plan
+from varemb.search.progress import make_bar
 from varemb.search.segment_training import TOP, Quality
 from varemb.search.segments import Frame, Part, Past, cut_segments
 
@@ -230,16 +231,8 @@ class Segments:
         if checkpoint_dir is not None:
             path = Path(checkpoint_dir) / f"{identity['method']}.safetensors"
         self.file = Checkpoint(path, {**identity, "events": len(users), "ids": ids})
-        self._bar: Any = None
         self._shown: dict[str, str] = {}
-        if progress:
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                raise ImportError(
-                    "progress=True needs tqdm: pip install 'varemb[data]', or pass progress=False"
-                ) from None
-            self._bar = tqdm(total=len(self._cuts), desc=str(identity["method"]), leave=False)
+        self._bar = make_bar(str(identity["method"]), len(self._cuts), progress=progress)
 
     def __enter__(self) -> Segments:
         return self

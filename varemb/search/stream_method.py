@@ -21,6 +21,7 @@ from torch import nn
 from varemb.memory import memory_report
 from varemb.plan import SizePlan
 from varemb.search.base import Checkpoint, Events, EventStream, StreamResult
+from varemb.search.progress import closing, make_bar
 from varemb.search.stream_events import (
     TASKS,
     StreamConfig,
@@ -192,17 +193,9 @@ class StreamMethod(abc.ABC, Generic[Config]):
     def _batches(self, stream: EventStream, *, progress: bool) -> Iterator[Events]:
         """The batches that have not been learnt yet."""
         skipped, size = self._recorder.events, self.config.batch_size
-        bar = None
-        if progress:
-            try:
-                from tqdm import tqdm
-            except ImportError:
-                raise ImportError(
-                    "progress=True needs tqdm: pip install 'varemb[data]', or pass progress=False"
-                ) from None
-            bar = tqdm(total=len(stream.users), initial=skipped, desc=self.name, leave=False)
+        bar = make_bar(self.name, len(stream.users), initial=skipped, progress=progress)
         begin = 0
-        try:
+        with closing(bar):
             for number, events in enumerate(stream.batches(size)):
                 begin += len(events.users)
                 if begin <= skipped:
@@ -212,9 +205,6 @@ class StreamMethod(abc.ABC, Generic[Config]):
                     bar.update(len(events.users))
                     if number % 20 == 0:
                         bar.set_postfix(self._progress())
-        finally:
-            if bar is not None:
-                bar.close()
 
     def _progress(self) -> dict[str, str]:
         sizes, sums = self._table_sizes(), self._recorder.sums[0]

@@ -31,6 +31,7 @@ from varemb.search.base import (
     StoredTable,
     TrainResult,
 )
+from varemb.search.progress import closing, make_bar
 
 _EVALUATED_ROWS = 20_000  # rows of one forward without gradient
 
@@ -158,15 +159,11 @@ def seeded_from(generator: torch.Generator) -> Iterator[None]:
 
 def show_progress(batches: list[Tensor], text: str, *, progress: bool) -> Iterator[Tensor]:
     """The batches, with a progress bar when `progress` is set."""
-    if not progress:
-        return iter(batches)
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        raise ImportError(
-            "progress=True needs tqdm: pip install 'varemb[data]', or pass progress=False"
-        ) from None
-    return iter(tqdm(batches, desc=text, leave=False))
+    with closing(make_bar(text, len(batches), progress=progress)) as bar:
+        for batch in batches:
+            yield batch
+            if bar is not None:
+                bar.update()
 
 
 def train_model(
