@@ -95,7 +95,7 @@ MUTATIONS = [
         "return count >= Pack<T>::kSize &&", "return count > 0 &&", LOOKUP,
     ),
     Mutation(
-        "a limit that is not applied", "cuda/device.cuh",
+        "a limit that is not applied", "rows.h",
         "return limit < 0 ? 0 : limit < dim ? limit : dim;", "return dim;",
         LOOKUP,
     ),
