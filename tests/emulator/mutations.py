@@ -158,8 +158,8 @@ MUTATIONS = [
     ),
     Mutation(
         "the next lookups found too early", "cuda/lookup_bag.cuh",
-        "next = Rows::at(call, first + Rows::kCount, end);",
-        "next = Rows::at(call, first + Rows::kCount - 1, end);", BAG,
+        "next = Lookups::at(call, first + Lookups::kCount, end);",
+        "next = Lookups::at(call, first + Lookups::kCount - 1, end);", BAG,
     ),
     Mutation(
         "a maximum that loses NaN", "cuda/lookup_bag.cuh",
