@@ -1,8 +1,6 @@
-import os
-from pathlib import Path
-
 import pytest
 import torch
+from data.real import REAL, needs_real
 
 from varemb.cli import main
 from varemb.data import avazu_vocabulary, load_avazu
@@ -14,10 +12,6 @@ pytest.importorskip("tqdm", reason="reading shows its progress")
 
 from pyarrow import parquet  # noqa: E402
 
-REAL = Path(__file__).parents[3] / "shared" / "data"
-needs_real = pytest.mark.skipif(
-    not (REAL / "avazu").is_dir(), reason=f"Avazu's head is not in {os.fspath(REAL)}"
-)
 HEADER = ["id", "click", *AVAZU.fields]
 
 pytestmark = pytest.mark.filterwarnings("ignore:avazu. field .* has the same id:UserWarning")

@@ -1,12 +1,11 @@
 """Criteo's files, the keys and buckets of their cells, and the vocabulary made of them."""
 
-import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from data.real import REAL, needs_real
 
 from varemb.cli import main
 from varemb.data import (
@@ -28,10 +27,6 @@ from pyarrow import parquet  # noqa: E402
 
 from varemb.data.keys import CellError, count_keys, key_text, text_keys  # noqa: E402
 
-REAL = Path(__file__).parents[3] / "shared" / "data"
-needs_real = pytest.mark.skipif(
-    not (REAL / "criteo").is_dir(), reason=f"Criteo's head is not in {os.fspath(REAL)}"
-)
 EMPTY = -(2**63)
 
 pytestmark = pytest.mark.filterwarnings("ignore:criteo. field .* has the same id:UserWarning")

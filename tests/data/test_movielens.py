@@ -1,8 +1,6 @@
-import os
-from pathlib import Path
-
 import pytest
 import torch
+from data.real import REAL, needs_real
 
 from varemb.data import load_ml1m
 
@@ -140,12 +138,7 @@ def test_a_truncated_parquet_file_is_named(tmp_path):
         load_ml1m(tmp_path)
 
 
-REAL = Path(__file__).parents[3] / "shared" / "data"
-
-
-@pytest.mark.skipif(
-    not (REAL / "ml-1m").is_dir(), reason=f"MovieLens 1M is not in {os.fspath(REAL)}"
-)
+@needs_real
 def test_the_real_data_has_the_published_counts():
     pytest.importorskip("pyarrow", reason="Parquet files need pyarrow")
     data = load_ml1m(REAL)

@@ -1,10 +1,8 @@
 """Streams read from files: the data sets that are known, any columns, and what is refused."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
+from data.real import REAL, needs_real
 
 from varemb.data import STREAMS, EventColumns, load_stream, load_stream_file, read_events
 
@@ -12,7 +10,6 @@ pyarrow = pytest.importorskip("pyarrow", reason="the files are read by pyarrow")
 
 from pyarrow import parquet  # noqa: E402
 
-REAL = Path(__file__).parents[3] / "shared" / "data"
 COLUMNS = EventColumns("who", "what", "stars", "when")
 EVENTS = [(7, 1, 5, 30), (9, 1, 0.5, 10), (7, 2, 4.5, 30), (8, 3, 2, 20)]
 
@@ -199,10 +196,9 @@ REAL_COUNTS = {
 }
 
 
+@needs_real
 @pytest.mark.parametrize("name", STREAMS)
 def test_the_real_data_has_the_published_counts(name):
-    if not (REAL / name).is_dir():
-        pytest.skip(f"{name} is not in {os.fspath(REAL)}")
     stream = load_stream(name, REAL, "shuffle" if name == "ml-1m" else "time")
     found = (len(stream), len(np.unique(stream.users)), len(np.unique(stream.items)))
     assert found == REAL_COUNTS[name]

@@ -52,7 +52,7 @@ def test_alpha_2_is_within_1_and_a_half():
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 def test_scale_action_spans_the_range(distribution, scale):
     ends = [scale_action(distribution, action, scale=scale) for action in (0.0, 1.0)]
-    assert np.allclose(ends, DISTRIBUTIONS[distribution][1], rtol=1e-12)
+    np.testing.assert_allclose(ends, DISTRIBUTIONS[distribution][1], rtol=1e-12)
 
 
 def test_dims_meet_the_budget_exactly_and_follow_the_frequencies():
