@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from varemb.plan import SizePlan
 from varemb.search.base import Checkpoint, FieldData, MakeModel, SearchResult
-from varemb.search.settings import option
+from varemb.search.settings import check_candidates, check_positive, check_share, option
 from varemb.search.supernet import VARIANTS, Supernet
 from varemb.search.training import (
     evaluate,
@@ -269,13 +269,8 @@ class _Run:
 
 
 def _check(config: AutoDimConfig) -> None:
-    candidates = config.candidates
-    if not candidates or candidates[0] < 1 or sorted(set(candidates)) != list(candidates):
-        raise ValueError(f"AutoDim: candidates must be positive and increasing, got {candidates}")
-    for name in ("f", "batch_size", "search_epochs"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"AutoDim: {name} must be at least 1, got {getattr(config, name)}")
+    check_candidates("AutoDim", config.candidates)
+    check_positive("AutoDim", config, "f", "batch_size", "search_epochs")
     if config.variant not in VARIANTS:
         raise ValueError(f"AutoDim: variant must be {', '.join(VARIANTS)}, got {config.variant!r}")
-    if not 0 < config.tau_floor <= 1:
-        raise ValueError(f"AutoDim: tau_floor must be in (0, 1], got {config.tau_floor}")
+    check_share("AutoDim", config, "tau_floor")

@@ -44,7 +44,7 @@ from varemb.nn import VarEmbedding
 from varemb.nn.unify import ChainUnify
 from varemb.ops import lookup
 from varemb.optim import Adam
-from varemb.search.settings import check_candidates, option
+from varemb.search.settings import check_candidates, check_choice, check_positive, option
 from varemb.search.stream_events import Ids, StreamConfig, losses, num_outputs
 from varemb.search.stream_history import SAMPLERS, History
 from varemb.search.stream_learner import Learner, Learnt, Pair, descend, zero_gradients
@@ -78,18 +78,11 @@ class ESAPNConfig(StreamConfig):
 def check_config(config: ESAPNConfig) -> None:
     """Raises ValueError for settings that do not fit."""
     check_candidates("ESAPN", config.sizes)
-    for name, known in (
-        ("policy", POLICIES),
-        ("norm", NORMS),
-        ("validation", SAMPLERS),
-        ("reward", REWARDS),
-    ):
-        value = getattr(config, name)
-        if value not in known:
-            raise ValueError(f"ESAPN: {name} must be one of {', '.join(known)}, got {value!r}")
-    for name in ("kept_events", "past_losses", "most_frequent"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"ESAPN: {name} must be at least 1, got {getattr(config, name)}")
+    check_choice("ESAPN", config, "policy", POLICIES)
+    check_choice("ESAPN", config, "norm", NORMS)
+    check_choice("ESAPN", config, "validation", SAMPLERS)
+    check_choice("ESAPN", config, "reward", REWARDS)
+    check_positive("ESAPN", config, "kept_events", "past_losses", "most_frequent")
     if not 0 <= config.chance <= 1:
         raise ValueError(f"ESAPN: chance must be in [0, 1], got {config.chance}")
     if not config.price >= 0:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from varemb.bpr_sampler import BprSampler
 from varemb.nn import VarEmbedding
 from varemb.ranking import Score, item_lists, rank_metrics
-from varemb.search.settings import option
+from varemb.search.settings import check_positive, option
 from varemb.search.training import seeded_from
 
 Ints = npt.NDArray[np.int64]
@@ -98,11 +98,10 @@ class PairwiseConfig:
     max_rounds: int = option(20, "rounds of a full training, at most")
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_size", "lr_steps", "epochs", "round_epochs", "patience", "max_rounds"
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"training: {name} must be at least 1, got {getattr(self, name)}")
+        check_positive(
+            "training", self, "batch_size", "lr_steps", "epochs", "round_epochs", "patience",
+            "max_rounds",
+        )  # fmt: skip
         for name in ("lr", "lr_factor", "lr_floor", "decay"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):

@@ -19,7 +19,7 @@ from torch import nn
 from varemb.nn import VarEmbedding
 from varemb.plan import SizePlan
 from varemb.search.base import FieldData, MakeModel, MakeTable, SearchResult
-from varemb.search.settings import option
+from varemb.search.settings import check_candidates, check_positive, option
 from varemb.search.training import TrainConfig
 from varemb.search.trials import train_trials
 
@@ -99,10 +99,8 @@ def draw_plans(config: RasConfig, data: FieldData) -> list[SizePlan]:
         ValueError: candidates that are not positive and increasing, or fewer than one trial.
     """
     candidates = config.candidates
-    if not candidates or candidates[0] < 1 or sorted(set(candidates)) != list(candidates):
-        raise ValueError(f"RaS: candidates must be positive and increasing, got {candidates}")
-    if config.trials < 1:
-        raise ValueError(f"RaS: trials must be at least 1, got {config.trials}")
+    check_candidates("RaS", candidates)
+    check_positive("RaS", config, "trials")
     draw, fields = np.random.default_rng(config.seed), len(data.cardinalities)
     wanted = min(config.trials, len(candidates) ** fields)
     drawn: dict[tuple[int, ...], None] = {}  # a set that keeps the order

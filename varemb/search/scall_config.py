@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from varemb.search.actor_critic import SACConfig
 from varemb.search.segment_training import TrainingConfig
-from varemb.search.settings import check_positive, check_share, option
+from varemb.search.settings import check_choice, check_positive, check_share, option
 from varemb.search.size_shares import DISTRIBUTIONS
 
 POLICIES = ("scall", "uniform", "random", "frequency")
@@ -60,17 +60,10 @@ def check_config(config: SCALLConfig) -> None:
         raise ValueError(f"SCALL: width must be at most {_MAX_WIDTH}, got {config.width}")
     if 0 < config.mean_dim < 1:
         raise ValueError(f"SCALL: mean_dim must be at least 1, got {config.mean_dim}")
-    allowed = {
-        "policy": POLICIES,
-        "distribution": tuple(DISTRIBUTIONS),
-        "scale": ("linear", "log"),
-        "split": ("budget", "rows"),
-        "frequency": ("segment", "all"),
-        "early_stop": ("valid", "test"),
-        "candidates": ("test_items", "all"),
-    }
-    for name, values in allowed.items():
-        if getattr(config, name) not in values:
-            raise ValueError(
-                f"SCALL: {name} must be one of {', '.join(values)}, got {getattr(config, name)!r}"
-            )
+    check_choice("SCALL", config, "policy", POLICIES)
+    check_choice("SCALL", config, "distribution", DISTRIBUTIONS)
+    check_choice("SCALL", config, "scale", ("linear", "log"))
+    check_choice("SCALL", config, "split", ("budget", "rows"))
+    check_choice("SCALL", config, "frequency", ("segment", "all"))
+    check_choice("SCALL", config, "early_stop", ("valid", "test"))
+    check_choice("SCALL", config, "candidates", ("test_items", "all"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import field
 from typing import Any
 
@@ -23,6 +23,13 @@ def check_share(method: str, config: Any, name: str) -> None:
     """Raises ValueError unless a setting is in (0, 1]."""
     if not 0 < getattr(config, name) <= 1:
         raise ValueError(f"{method}: {name} must be in (0, 1], got {getattr(config, name)}")
+
+
+def check_choice(method: str, config: Any, name: str, allowed: Iterable[str]) -> None:
+    """Raises ValueError unless a setting is one of the allowed ones."""
+    value, names = getattr(config, name), tuple(allowed)
+    if value not in names:
+        raise ValueError(f"{method}: {name} must be one of {', '.join(names)}, got {value!r}")
 
 
 def check_candidates(method: str, candidates: Sequence[int]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from varemb.search.base import Events
-from varemb.search.settings import option
+from varemb.search.settings import check_choice, check_positive, check_share, option
 
 CLASSES = 5  # stars of the multiclass task
 TASKS = {"binary": "mse", "multiclass": "cross_entropy"}  # task -> name of its loss
@@ -48,20 +48,15 @@ class Batch(NamedTuple):
 
 def check_stream_config(method: str, config: StreamConfig) -> None:
     """Raises ValueError for settings that do not fit."""
-    if config.task not in TASKS:
-        raise ValueError(f"{method}: task must be one of {', '.join(TASKS)}, got {config.task!r}")
+    check_choice(method, config, "task", TASKS)
     if config.task == "multiclass" and not 0.5 <= config.lowest <= config.highest < CLASSES + 0.5:
         raise ValueError(
             f"{method}: the {CLASSES} classes need ratings within [0.5, {CLASSES + 0.5}), "
             f"got [{config.lowest}, {config.highest}]"
         )
-    for name in ("batch_size", "hidden", "window", "checkpoint_every"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{method}: {name} must be at least 1, got {getattr(config, name)}")
-    if not 0 < config.reported <= 1:
-        raise ValueError(f"{method}: reported must be in (0, 1], got {config.reported}")
-    if config.compact_above < 1:
-        raise ValueError(f"{method}: compact_above must be at least 1, got {config.compact_above}")
+    check_positive(method, config, "batch_size", "hidden", "window", "checkpoint_every")
+    check_share(method, config, "reported")
+    check_positive(method, config, "compact_above")
 
 
 def check_events(method: str, events: Events, config: StreamConfig) -> Batch:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from varemb.nn import VarEmbedding
 from varemb.optim import Adam
-from varemb.search.settings import option
+from varemb.search.settings import check_positive, option
 from varemb.search.stream_events import StreamConfig, num_outputs
 from varemb.search.stream_learner import Learner, Learnt, Pair, descend
 from varemb.search.stream_method import StreamMethod
@@ -80,6 +80,5 @@ class StreamFixed(StreamMethod[StreamFixedConfig]):
     name = "FIXED"
 
     def _make_learner(self) -> FixedLearner:
-        if self.config.dim < 1:
-            raise ValueError(f"FIXED: dim must be at least 1, got {self.config.dim}")
+        check_positive(self.name, self.config, "dim")
         return FixedLearner(self.config)

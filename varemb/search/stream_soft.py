@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from varemb.nn import VarEmbedding
 from varemb.optim import Adam
-from varemb.search.settings import check_candidates, option
+from varemb.search.settings import check_candidates, check_choice, check_positive, option
 from varemb.search.stream_events import Ids, StreamConfig, num_outputs
 from varemb.search.stream_history import SAMPLERS, History
 from varemb.search.stream_learner import Learner, Learnt, Pair, descend
@@ -93,12 +93,8 @@ class Mixing(nn.Module):
 def check_config(method: str, config: StreamSoftConfig) -> None:
     """Raises ValueError for settings that do not fit."""
     check_candidates(method, config.sizes)
-    if config.validation not in SAMPLERS:
-        raise ValueError(
-            f"{method}: validation must be one of {', '.join(SAMPLERS)}, got {config.validation!r}"
-        )
-    if config.kept_events < 1:
-        raise ValueError(f"{method}: kept_events must be at least 1, got {config.kept_events}")
+    check_choice(method, config, "validation", SAMPLERS)
+    check_positive(method, config, "kept_events")
 
 
 class SoftLearner(Learner, abc.ABC):
@@ -254,8 +250,5 @@ class StreamAutoEmb(StreamMethod[StreamAutoEmbConfig]):
 
     def _make_learner(self) -> AutoEmbLearner:
         check_config(self.name, self.config)
-        if self.config.most_frequent < 1:
-            raise ValueError(
-                f"AutoEmb: most_frequent must be at least 1, got {self.config.most_frequent}"
-            )
+        check_positive(self.name, self.config, "most_frequent")
         return AutoEmbLearner(self.config)

@@ -32,6 +32,7 @@ from varemb.search.base import (
     TrainResult,
 )
 from varemb.search.progress import closing, make_bar
+from varemb.search.settings import check_positive
 
 _EVALUATED_ROWS = 20_000  # rows of one forward without gradient
 
@@ -49,9 +50,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training: {name} must be at least 1, got {getattr(self, name)}")
+        check_positive("training", self, "batch_size", "max_epochs", "patience")
 
 
 def evaluate(model: nn.Module, data: FieldData) -> dict[str, float]:
