@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from varemb.plan import SizePlan
-from varemb.search.base import Checkpoint, FieldData, MakeModel, SearchResult
+from varemb.search.base import FieldData, MakeModel, SearchResult
+from varemb.search.epochs import open_checkpoint
 from varemb.search.settings import check_candidates, check_positive, check_share, option
 from varemb.search.supernet import VARIANTS, Supernet
 from varemb.search.training import (
@@ -133,9 +134,7 @@ class AutoDim:
         """
         _check(self.config)
         run = _Run(self.config, make_model, train, valid)
-        path = None if checkpoint_dir is None else Path(checkpoint_dir) / "autodim.safetensors"
-        identity = {**asdict(self.config), "rows": [len(train.labels), len(valid.labels)]}
-        file = Checkpoint(path, identity)
+        file = open_checkpoint(checkpoint_dir, "autodim", self.config, train, valid)
         state = file.load(resume=resume)
         if state is not None:
             run.load(state)

@@ -162,6 +162,11 @@ class Checkpoint:
     path: Path | None
     identity: Mapping[str, Any]
 
+    @classmethod
+    def in_folder(cls, folder: Path | None, name: str, identity: Mapping[str, Any]) -> Checkpoint:
+        """The file `name`.safetensors of a folder; without a folder nothing is kept."""
+        return cls(None if folder is None else Path(folder) / f"{name}.safetensors", identity)
+
     def save(self, state: Mapping[str, Any]) -> None:
         """Writes the state, atomically."""
         if self.path is not None:

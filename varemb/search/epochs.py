@@ -134,5 +134,5 @@ def open_checkpoint(
     folder: Path | None, name: str, config: Any, train: FieldData, valid: FieldData
 ) -> Checkpoint:
     """The file `name`.safetensors of a search, bound to its settings and data."""
-    path = None if folder is None else Path(folder) / f"{name}.safetensors"
-    return Checkpoint(path, {**asdict(config), "rows": [len(train.labels), len(valid.labels)]})
+    identity = {**asdict(config), "rows": [len(train.labels), len(valid.labels)]}
+    return Checkpoint.in_folder(folder, name, identity)

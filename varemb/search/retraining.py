@@ -273,10 +273,10 @@ def open_progress(
     resume: bool,
 ) -> tuple[Progress, dict[str, Any] | None]:
     """The file `name`.safetensors of a method, bound to its settings and data, and its state."""
-    path = None if folder is None else Path(folder) / f"{name}.safetensors"
     sizes = [len(part[0]) for part in (data.train, data.valid, data.test)]
     identity = {**asdict(config), **{f"training {k}": v for k, v in asdict(training).items()}}
-    file = Checkpoint(path, {**identity, "pairs": [*sizes, data.num_users, data.num_items]})
+    identity["pairs"] = [*sizes, data.num_users, data.num_items]
+    file = Checkpoint.in_folder(folder, name, identity)
     state = file.load(resume=resume)
     return Progress(file, done={} if state is None else state.get("done", {})), state
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from varemb.search.budget_table import make_plan
 from varemb.search.progress import make_bar
 from varemb.search.segment_training import TOP, Quality
 from varemb.search.segments import Frame, Part, Past, cut_segments
+from varemb.search.stream_events import identify_events
 
 SIDES = ("user", "item")
 _CASES = 4  # rows of a side in the case study
@@ -226,11 +226,9 @@ class Segments:
         progress: bool,
     ) -> None:
         self._events, self._cuts = Part(users, items), cut_segments(users, items, threshold)
-        ids = zlib.crc32(items.tobytes(), zlib.crc32(users.tobytes()))
-        path = None
-        if checkpoint_dir is not None:
-            path = Path(checkpoint_dir) / f"{identity['method']}.safetensors"
-        self.file = Checkpoint(path, {**identity, "events": len(users), "ids": ids})
+        self.file = Checkpoint.in_folder(
+            checkpoint_dir, identity["method"], {**identity, **identify_events(users, items)}
+        )
         self._shown: dict[str, str] = {}
         self._bar = make_bar(str(identity["method"]), len(self._cuts), progress=progress)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import abc
 import math
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -27,6 +26,7 @@ from varemb.search.stream_events import (
     StreamConfig,
     check_events,
     check_stream_config,
+    identify_events,
     is_correct,
 )
 from varemb.search.stream_learner import Learner
@@ -183,12 +183,9 @@ class StreamMethod(abc.ABC, Generic[Config]):
 
     def _checkpoint(self, stream: EventStream, folder: Path | None) -> Checkpoint:
         name = self.name.lower()
-        ids = zlib.crc32(stream.items.tobytes(), zlib.crc32(stream.users.tobytes()))
         identity = {"method": name, **asdict(self.config), "stream": stream.name}
-        identity |= {"events": len(stream.users), "ids": ids}
-        return Checkpoint(
-            None if folder is None else Path(folder) / f"{name}.safetensors", identity
-        )
+        identity |= identify_events(stream.users, stream.items)
+        return Checkpoint.in_folder(folder, name, identity)
 
     def _batches(self, stream: EventStream, *, progress: bool) -> Iterator[Events]:
         """The batches that have not been learnt yet."""
