@@ -80,7 +80,7 @@ def test_targets_start_as_copies_and_follow_slowly():
 
 
 def test_replay_prefers_the_newest_and_forgets_the_oldest():
-    replay = Replay(4, is_recent=True)
+    replay = Replay(4)
     for number in range(6):
         replay.add(torch.tensor([float(number)]), torch.zeros(1), float(number), torch.zeros(1))
     rewards = replay.sample(10_000, torch.Generator().manual_seed(0))[2][:, 0]

@@ -48,14 +48,14 @@ class SACConfig:
 class Replay:
     """The last transitions (state, action, reward, next state), sampled with repeats.
 
+    A transition is drawn in proportion to its place in line, the newest most often.
+
     Args:
         capacity: transitions that are kept; the oldest go first.
-        is_recent: sample in proportion to the place in line, the newest most often; otherwise all
-            alike.
     """
 
-    def __init__(self, capacity: int, *, is_recent: bool) -> None:
-        self.capacity, self.is_recent = capacity, is_recent
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
         self._kept: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
     def __len__(self) -> int:
@@ -69,8 +69,7 @@ class Replay:
 
     def sample(self, size: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """States [b, S], actions [b, A], rewards [b, 1] and next states [b, S]."""
-        count = len(self._kept)
-        weights = torch.arange(1.0, count + 1) if self.is_recent else torch.ones(count)
+        weights = torch.arange(1.0, len(self._kept) + 1)
         chosen = torch.multinomial(weights, size, replacement=True, generator=generator).tolist()
         return tuple(
             torch.stack(part) for part in zip(*(self._kept[i] for i in chosen), strict=True)
@@ -154,7 +153,7 @@ class SAC:
         self.actor = make_mlp(state_size, config.hidden, 2 * action_size, generator)
         self.critics = Critics(state_size, action_size, config.hidden, generator)
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
-        self.replay = Replay(config.capacity, is_recent=True)
+        self.replay = Replay(config.capacity)
         self._actor_adam = torch.optim.Adam(
             self.actor.parameters(), config.actor_lr, weight_decay=config.weight_decay
         )

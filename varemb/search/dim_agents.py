@@ -7,7 +7,7 @@ best of a random walk from the actor's dim with noise (Eq. 11, 13 and 14).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,8 +62,7 @@ class Side:
         trained = counts[counts > 0]
         low, high = int(trained.min()), int(trained.max())
         self.frequencies = ((counts - low) / max(high - low, 1)).clamp(min=0)
-        own = TD3Config(**{each.name: getattr(config, each.name) for each in fields(TD3Config)})
-        self.agent = TD3(3, config.width, len(counts), own, generator)
+        self.agent = TD3(3, config.width, len(counts), config, generator)
         self.noise = Noise(config.noise, config.sigma)
         self.chances: Tensor | None = None
         if config.walk != "none":

@@ -39,7 +39,7 @@ from varemb.search.base import Events, EventStream, StreamResult
 from varemb.search.budget_table import make_table, move_table, table_from, table_state
 from varemb.search.scall_config import SCALLConfig, check_config
 from varemb.search.scall_search import SizeSearch
-from varemb.search.scall_state import Situation, state_size
+from varemb.search.scall_state import Situation
 from varemb.search.segment_records import SegmentLog, Segments
 from varemb.search.segment_training import SegmentTask, train_table
 from varemb.search.segments import Frame, Past, check_order, frame_from, frame_state
@@ -243,5 +243,5 @@ class SCALL:
             self._frame = frame_from(state["frame"])
             budget = self._situation().budget
             self._table = table_from(state["table"], self.config.width, budget)
-        self._search.load_state(state["search"], state_size(self.config))
+        self._search.load_state(state["search"])
         self._generator.set_state(state["generator"])

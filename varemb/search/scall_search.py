@@ -21,7 +21,7 @@ from varemb.nn import VarEmbedding
 from varemb.search.actor_critic import SAC
 from varemb.search.budget_table import make_table
 from varemb.search.scall_config import SCALLConfig
-from varemb.search.scall_state import Situation
+from varemb.search.scall_state import Situation, state_size
 from varemb.search.segment_training import SegmentTask, run_trial
 
 _SETTLED = 4  # trials in which the mean share must not have moved
@@ -95,7 +95,7 @@ class SizeSearch:
         if not self._open["low"] < self._open["high"]:
             return
         if self.agent is None:
-            self.agent = SAC(len(self._open["state"]), 3, self.config, self.generator)
+            self.agent = SAC(state_size(self.config), 3, self.config, self.generator)
         while not _is_settled(self._open["betas"], self.config):
             self._try_sizes(task, situation, reference, self.agent, self._open)
             self.seconds += time.perf_counter() - began
@@ -153,10 +153,10 @@ class SizeSearch:
             "seconds": self.seconds,
         }
 
-    def load_state(self, state: Mapping[str, Any], state_size: int) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Continues from a saved state. Draws from the generator."""
         if state["agent"] is not None:
-            self.agent = SAC(state_size, 3, self.config, self.generator)
+            self.agent = SAC(state_size(self.config), 3, self.config, self.generator)
             self.agent.load_state(state["agent"])
         self._open, self.last_reward = state["open"], state["last_reward"]
         self.seconds = state["seconds"]

@@ -64,7 +64,6 @@ class Trained(NamedTuple):
 
     rounds: int
     reference: float  # fitness on the test part after the first round
-    loss: float  # of the last round
 
 
 class Exam(NamedTuple):
@@ -228,4 +227,4 @@ def train_table(task: SegmentTask, table: VarEmbedding, generator: torch.Generat
     optimizer.zero_grad()  # its gradient would be in the way when the rows move
     with torch.no_grad():
         table.weight.copy_(best_weight)
-    return Trained(round_, reference, loss)
+    return Trained(round_, reference)
