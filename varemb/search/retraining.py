@@ -33,6 +33,7 @@ from varemb.search.pairwise import (
     tables_of,
 )
 from varemb.search.sparsity import Dims, to_dims, to_plan
+from varemb.search.training import state_nbytes
 
 _BYTES = ("weights", "index", "unify", "optimizer")
 
@@ -254,12 +255,7 @@ def count_tables(fitting: Fitting, width: int, rows: int) -> dict[str, Any]:
             params += table.num_params
             for part, number in table.num_bytes().items():
                 sizes[part] += number
-            sizes["optimizer"] += sum(
-                value.nbytes
-                for parameter in table.parameters()
-                for name, value in fitting.optimizer.state.get(parameter, {}).items()
-                if name != "step"
-            )
+            sizes["optimizer"] += state_nbytes(fitting.optimizer, table.parameters())
     return {"params": params, "params_full": len(tables) * rows * width, "bytes": sizes}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -273,18 +273,23 @@ def train_table(
     return result, measure_trained(result, table, test, width)
 
 
+def state_nbytes(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> int:
+    """Bytes of an optimizer's state for some parameters, its step counts aside."""
+    return sum(
+        value.nbytes
+        for parameter in parameters
+        for name, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor) and name != "step"
+    )
+
+
 def measure_trained(
     result: TrainResult, table: nn.Module, test: FieldData, width: int
 ) -> dict[str, Any]:
     """What `train_table` says of a trained model and the table inside it."""
     if isinstance(table, StoredTable):
         params, sizes = table.num_params, dict(table.num_bytes())
-        sizes["optimizer"] = sum(
-            value.nbytes
-            for parameter in table.parameters()
-            for name, value in result.optimizer.state.get(parameter, {}).items()
-            if isinstance(value, Tensor) and name != "step"
-        )
+        sizes["optimizer"] = state_nbytes(result.optimizer, table.parameters())
     else:
         report = memory_report(table, result.optimizer)
         params, sizes = report.params, report.bytes
