@@ -23,6 +23,7 @@ from varemb.search.budget_table import check_budget
 from varemb.search.epochs import gradient_step
 from varemb.search.segments import Frame, FrameConfig, Part
 from varemb.search.settings import option
+from varemb.search.training import set_lr
 
 TOP = 20
 
@@ -76,7 +77,7 @@ class Exam(NamedTuple):
 
 
 class SegmentTask:
-    """A frame made ready: graph, samplers, candidates.
+    """A frame made ready: graph, pairs to draw from, candidates.
 
     Args:
         frame: pairs by user and item numbers.
@@ -143,7 +144,7 @@ class SegmentTask:
         known, of_all = self.frame.known, self.config.candidates == "all"
         items = np.unique(known.items if of_all else part.items)  # [C]
         num_items = len(self.nodes[1])
-        had = np.unique(known.users * num_items + known.items)
+        had = known.users * num_items + known.items
         part = part[~np.isin(part.users * num_items + part.items, had)]
         if not len(part):
             return None
@@ -208,16 +209,14 @@ def train_table(task: SegmentTask, table: VarEmbedding, generator: torch.Generat
     config = task.config
     model = LightGCN(table, task.adjacency, config.layers)
     optimizer, sampler = make_adam(table, config.lr), task.make_sampler(generator)
-    judged = "test" if config.early_stop == "test" else "valid"
     best, best_weight, bad = -math.inf, table.weight.detach().clone(), 0
     reference, last, loss, round_ = math.nan, math.inf, math.inf, 0
     for round_ in range(1, config.max_rounds + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = max(config.lr * config.lr_decay ** (round_ - 1), config.lr_floor)
+        set_lr(optimizer, max(config.lr * config.lr_decay ** (round_ - 1), config.lr_floor))
         last, loss = loss, task.run_round(table, model, optimizer, sampler)
         if round_ == 1:
             reference = task.rank(model, "test").fitness
-        score = task.rank(model, judged).fitness
+        score = task.rank(model, config.early_stop).fitness
         bad = 0 if score > best else bad + 1
         if score > best or math.isnan(score):  # nothing to judge by: the last round is taken
             best = max(best, score)
