@@ -13,6 +13,32 @@ from varemb.nn import VarEmbedding
 from varemb.ops import lookup
 
 
+def both_ways(name: str, left: Tensor, right: Tensor, num_nodes: int) -> Tensor:
+    """Places row * N + column of some edges in a matrix [N, N], each edge both ways.
+
+    Args:
+        name: of the function that makes the matrix, for messages.
+        left, right: the two ends of each edge. [L], int64
+        num_nodes: N.
+
+    Returns:
+        [2 L], in no order, repeats kept.
+
+    Raises:
+        ValueError: a node outside the graph.
+
+    Example:
+        >>> both_ways("matrix", torch.tensor([0]), torch.tensor([2]), 3)
+        tensor([2, 6])
+    """
+    ends = torch.cat([left, right])
+    if ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < num_nodes:
+        raise ValueError(
+            f"{name}: nodes must be in [0, {num_nodes}), got {int(ends.min())} to {int(ends.max())}"
+        )
+    return ends * num_nodes + torch.cat([right, left])
+
+
 def sparse_matrix(
     starts: Tensor,  # [N + 1]
     columns: Tensor,  # [P]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varemb.models.graph import NodeRows, multiply, sparse_matrix
+from varemb.models.graph import NodeRows, both_ways, multiply, sparse_matrix
 
 
 def normalized_adjacency(left: Tensor, right: Tensor, num_nodes: int) -> Tensor:
@@ -38,13 +38,8 @@ def normalized_adjacency(left: Tensor, right: Tensor, num_nodes: int) -> Tensor:
                 [0.7071, 0.0000, 0.0000],
                 [0.7071, 0.0000, 0.0000]])
     """
-    ends = torch.cat([left, right])  # [2 L]
-    if ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < num_nodes:
-        raise ValueError(
-            f"normalized_adjacency: nodes must be in [0, {num_nodes}), got "
-            f"{int(ends.min())} to {int(ends.max())}"
-        )
-    places = torch.unique(ends * num_nodes + torch.cat([right, left]))  # sorted by row, then column
+    edges = both_ways("normalized_adjacency", left, right, num_nodes)  # [2 L]
+    places = torch.unique(edges)  # sorted by row, then column
     rows, columns = places // num_nodes, places % num_nodes
     degrees = torch.bincount(rows, minlength=num_nodes)  # [N]
     starts = F.pad(degrees.cumsum(0), (1, 0))  # [N + 1]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varemb.models.graph import NodeRows, multiply_both_ways, sparse_matrix
+from varemb.models.graph import NodeRows, both_ways, multiply_both_ways, sparse_matrix
 
 
 class MeanMatrix(NamedTuple):
@@ -45,14 +45,9 @@ def mean_matrix(left: Tensor, right: Tensor, num_nodes: int) -> MeanMatrix:
         >>> matrix.columns.tolist(), matrix.values.tolist()[3:]
         ([0, 1, 2, 0, 1, 0, 2], [0.5, 0.5, 0.5, 0.5])
     """
-    ends = torch.cat([left, right])
-    if ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < num_nodes:
-        raise ValueError(
-            f"mean_matrix: nodes must be in [0, {num_nodes}), got {int(ends.min())} to "
-            f"{int(ends.max())}"
-        )
+    edges = both_ways("mean_matrix", left, right, num_nodes)  # [2 L]
     loops = torch.arange(num_nodes, device=left.device) * (num_nodes + 1)
-    places = torch.cat([ends * num_nodes + torch.cat([right, left]), loops]).unique()
+    places = torch.cat([edges, loops]).unique()
     rows, columns = places // num_nodes, places % num_nodes
     counts = torch.bincount(rows, minlength=num_nodes)  # [N]
     return MeanMatrix(
