@@ -7,7 +7,7 @@ from search.pairs import planted_pairs, prepare
 from torch.nn import functional as F
 
 from benchmarks.bench_ciess import DenseMasked
-from varemb import VarEmbedding
+from varemb import VarEmbedding, optim
 from varemb.bpr_sampler import BprSampler
 from varemb.models.graph import NodeRows, multiply, multiply_both_ways
 from varemb.models.lightgcn import normalized_adjacency
@@ -221,3 +221,20 @@ def test_recommenders_find_planted_groups(name):
     ]
     found = rank_metrics(*model.ranking(), *lists, [5]).means()
     assert found["recall@5"] > 0.4  # twice what chance gives, 5 of 26
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_node_rows_are_trained_as_the_table_says(fused):
+    tables = []
+    for is_narrow in (False, True):
+        table = VarEmbedding(4, 9, padding_idx=2, sparse=not fused, dims=[2, 4, 3, 1])
+        with torch.no_grad():
+            table.weight.copy_(torch.arange(10.0))
+        sgd = optim.SGD([table.weight], lr=0.5, fused=fused)
+        rows = NodeRows(table, 9) if is_narrow else table
+        rows(torch.tensor([1, 2, 0, 1])).sum().backward()
+        sgd.step()
+        tables.append(table.to_dense()[:, :4])
+    assert torch.equal(*tables)
+    # Row 1 was read twice, row 2 is padding, row 3 was not read.
+    assert tables[1].tolist() == [[-0.5, 0.5, 0, 0], [1, 2, 3, 4], [6, 7, 8, 0], [9, 0, 0, 0]]

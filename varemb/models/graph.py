@@ -151,4 +151,12 @@ class NodeRows(nn.Module):
             vectors: Tensor = table(rows)
             return vectors
         narrow = table.storage.rows._replace(width=self.width)
-        return lookup(table.weight, narrow, rows, backend=table.backend)
+        return lookup(
+            table.weight,
+            narrow,
+            rows,
+            padding_idx=table.padding_idx,
+            sparse=table.sparse,
+            fused=table.storage.fused,
+            backend=table.backend,
+        )
