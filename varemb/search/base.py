@@ -5,7 +5,7 @@ A model is made around an embedding and maps ids [B, F] to logits [B]; nothing e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -59,6 +59,16 @@ class StoredTable(Protocol):
 
     def num_bytes(self) -> dict[str, int]:
         """Bytes of the tensors of `stored`, as weights, index and unify."""
+
+
+def state_nbytes(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> int:
+    """Bytes of an optimizer's state for some parameters, its step counts aside."""
+    return sum(
+        value.nbytes
+        for parameter in parameters
+        for name, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor) and name != "step"
+    )
 
 
 @dataclass(frozen=True)

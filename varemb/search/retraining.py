@@ -19,7 +19,7 @@ import torch
 
 from varemb.memory import memory_report
 from varemb.plan import SizePlan
-from varemb.search.base import Checkpoint, StoredTable
+from varemb.search.base import Checkpoint, StoredTable, state_nbytes
 from varemb.search.pairwise import (
     Fitting,
     MakeNodeTable,
@@ -33,7 +33,6 @@ from varemb.search.pairwise import (
     tables_of,
 )
 from varemb.search.sparsity import Dims, to_dims, to_plan
-from varemb.search.training import state_nbytes
 
 _BYTES = ("weights", "index", "unify", "optimizer")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from varemb.search.base import (
     MakeTable,
     StoredTable,
     TrainResult,
+    state_nbytes,
 )
 from varemb.search.progress import closing, make_bar
 from varemb.search.settings import check_positive
@@ -271,16 +272,6 @@ def train_table(
         model, train, valid, config, progress=progress, checkpoint=checkpoint, resume=resume
     )
     return result, measure_trained(result, table, test, width)
-
-
-def state_nbytes(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> int:
-    """Bytes of an optimizer's state for some parameters, its step counts aside."""
-    return sum(
-        value.nbytes
-        for parameter in parameters
-        for name, value in optimizer.state.get(parameter, {}).items()
-        if isinstance(value, Tensor) and name != "step"
-    )
 
 
 def measure_trained(
