@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from varemb.ops.backend import choose, namespace
+from varemb.ops import move_
+from varemb.ops.backend import choose
 from varemb.storage.base import RowMap, Storage
 
 Ints = npt.NDArray[np.int64]
 
 STAGING_NBYTES = 64 << 20  # the most that a change of a table takes beside it
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MOVES_AT_A_TIME = 1 << 19  # 32 bytes each
 
 
@@ -40,7 +40,7 @@ class Mover:
         self.weight: Tensor = storage.weight  # its memory may change while this lives
         self.followers = storage.followers()
         self._device = self.weight.device
-        self._move = namespace(choose(backend, self._device.type)).repack_
+        self._backend = choose(backend, self._device.type)  # refused before anything moves
 
     def plan(
         self, source: Ints | int, target: Ints, kept: Ints | int, dim: Ints
@@ -53,8 +53,7 @@ class Mover:
 
     def apply(self, out: Tensor, values: Tensor, plan: Tensor) -> None:
         """Applies a plan to one tensor; no move may write what another one reads or writes."""
-        bits = _BITS[out.element_size()]
-        self._move(out.detach().view(bits), values.detach().view(bits), plan)
+        move_([out], [values], plan, backend=self._backend)
 
     def relocate(
         self, source: Ints, target: Ints, kept: Ints, dim: Ints, *, keep_state: bool = True
