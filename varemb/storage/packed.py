@@ -278,14 +278,9 @@ class PackedStorage(Storage):
 
     def spans(self, rows: Ints) -> tuple[Ints, Ints]:
         """Offset and numbers taken of rows. [n], [n]"""
-        offset, dim = locate(
-            self.index.cpu(),
-            torch.from_numpy(rows),
-            self.num_rows,
-            256 * self.granule,
-            self.granule,
-        )
-        return offset.numpy(), dim.numpy()
+        where = torch.from_numpy(rows).to(self.index.device)
+        offset, dim = locate(self.index, where, self.num_rows, 256 * self.granule, self.granule)
+        return offset.cpu().numpy(), dim.cpu().numpy()
 
     def _renew(
         self,
