@@ -99,4 +99,5 @@ def _grow(mover: Mover, part: _Part, start: int, staging: Tensor) -> None:
         staged = staging.view(tensor.dtype)
         mover.apply(staged, tensor, out)
         mover.apply(tensor, staged, back)
-        mover.fill(tensor, fill, part.new_offset + part.kept, part.taken - part.kept)
+        if fill:
+            mover.fill(tensor, fill, part.new_offset + part.kept, part.taken - part.kept)
