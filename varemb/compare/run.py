@@ -1,17 +1,12 @@
 """`varemb compare`: runs the cells, one after the other, and writes the tables and the picture.
 
-A cell's folder that is finished is read and not run again; an unfinished one is continued. A cell
-that fails is reported, and the others go on.
+A cell's folder that is finished is read and not run again; an unfinished one is continued.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
-import traceback
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from varemb.compare.cells import (
     FIELD,
@@ -27,8 +22,8 @@ from varemb.compare.cells import (
 )
 from varemb.compare.methods import find_method, make_config
 from varemb.compare.order import Comparison, check_comparison, make_cells, needed
+from varemb.compare.running import Say, duration, run_cells, write_comparison
 from varemb.experiment import Result, Task, load_task
-from varemb.files import atomic_write, save_json
 from varemb.report import (
     Table,
     draw_tradeoff,
@@ -41,8 +36,6 @@ from varemb.report import (
     sweep_table,
 )
 from varemb.report.comparison import table_bytes
-
-Say = Callable[[str], None]
 
 
 def run_compare(asked: Comparison, say: Say = print, *, trace: bool = False) -> list[str]:
@@ -62,25 +55,36 @@ def run_compare(asked: Comparison, say: Say = print, *, trace: bool = False) -> 
     check_comparison(asked)
     tasks = _Tasks(asked)
     seed = next(iter(asked.methods.values()))[0]
-    cells = make_cells(asked, tasks.load(seed, asked.models[0]).train.field_names)
-    progress = _Progress(len(cells), say)
-    results: dict[str, Result] = {}
-    failures: list[str] = []
-    for cell in cells:
-        is_old = load_cell(asked.out / cell.folder) is not None
-        progress.begin(cell, is_old=is_old)
-        try:
-            results[cell.folder] = _run(cell, cells, asked, tasks, results)
-        except Exception as error:  # whatever it is, the other cells are still worth running
-            if trace:
-                say(traceback.format_exc())
-            failures.append(f"{cell.folder}: {type(error).__name__}: {error}")
-            say(f"  failed: {type(error).__name__}: {error}")
-            progress.end(None, is_old=is_old)
-        else:
-            progress.end(results[cell.folder], is_old=is_old)
+    cells = {
+        cell.folder: cell
+        for cell in make_cells(asked, tasks.load(seed, asked.models[0]).train.field_names)
+    }
+
+    def run(folder: str, results: dict[str, Result]) -> Result:
+        return _run(cells[folder], list(cells.values()), asked, tasks, results)
+
+    results, failures = run_cells(
+        {folder: _title(cell) for folder, cell in cells.items()},
+        run,
+        lambda folder: load_cell(asked.out / folder) is not None,
+        _describe,
+        say,
+        trace=trace,
+    )
     _write(asked, list(results.values()), failures, say)
     return failures
+
+
+def _title(cell: Cell) -> str:
+    name = method_name(cell.label) if cell.only is None else f"field {cell.only} alone"
+    return f"{cell.model}, {name}, seed {cell.seed}"
+
+
+def _describe(result: Result) -> str:
+    return (
+        f"AUC {result['metrics']['auc']:.4f}, {result['params']:,} numbers, "
+        f"{format_bytes(table_bytes(result))}, {duration(result['seconds'])}"
+    )
 
 
 class _Tasks:
@@ -129,43 +133,6 @@ def _run(
     return run_cell(cell, task, config, given, grid, asked.out / cell.folder)
 
 
-class _Progress:
-    """Which cell of how many, and how long the rest will take."""
-
-    def __init__(self, total: int, say: Say) -> None:
-        self.total, self.say = total, say
-        self.number, self.start = 0, 0.0
-        self.times: list[float] = []  # seconds of each cell that was run
-
-    def begin(self, cell: Cell, *, is_old: bool) -> None:
-        self.number += 1
-        name = method_name(cell.label) if cell.only is None else f"field {cell.only} alone"
-        text = f"cell {self.number} of {self.total}: {cell.model}, {name}, seed {cell.seed}"
-        if is_old:
-            text += ", finished before"
-        elif self.times:
-            left = sum(self.times) / len(self.times) * (self.total - self.number + 1)
-            text += f"; about {_duration(left)} left"
-        self.say(text)
-        self.start = time.perf_counter()
-
-    def end(self, result: Result | None, *, is_old: bool) -> None:
-        if not is_old:
-            self.times.append(time.perf_counter() - self.start)
-        if result is not None:
-            self.say(
-                f"  AUC {result['metrics']['auc']:.4f}, {result['params']:,} numbers, "
-                f"{format_bytes(table_bytes(result))}, {_duration(result['seconds'])}"
-            )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
-
-
 def make_tables(asked: Comparison, results: Sequence[Result]) -> list[Table]:
     """Every table that was asked for and has a finished cell."""
     groups = {group: [r for r in results if r["group"] == group] for group in (MAIN, SWEEP, FIELD)}
@@ -191,33 +158,13 @@ def _in_order(asked: Comparison, results: Sequence[Result]) -> list[Result]:
 
 
 def _write(asked: Comparison, results: list[Result], failures: list[str], say: Say) -> None:
-    tables = make_tables(asked, results)
-    for table in tables:
-        say(f"\n{table.text()}")
-    if failures:
-        say("\nfailed:\n" + "\n".join(failures))
-    main = _in_order(asked, [result for result in results if result["group"] == MAIN])
-    summaries = summarize(main)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = {
-        "data": asked.data,
-        "summary": summaries,
-        "tables": [dataclasses.asdict(table) for table in tables],
-        "failed": failures,
-        "cells": results,
-    }
-    save_json(asked.out / "comparison.json", record)
-    parts = [table.markdown() for table in tables]
-    if failures:
-        parts.append("## Failed\n\n" + "\n".join(f"- {line}" for line in failures))
-    atomic_write(asked.out / "comparison.md", ("\n\n".join(parts) + "\n").encode())
-    written: list[Path] = [asked.out / "comparison.json", asked.out / "comparison.md"]
-    if summaries:
-        try:
-            picture = draw_tradeoff(summaries, f"Quality against bytes, {asked.data}")
-        except ImportError as error:
-            say(f"\nno picture: {error}")
-        else:
-            atomic_write(asked.out / "comparison.png", picture)
-            written.append(asked.out / "comparison.png")
-    say("\nwritten: " + ", ".join(map(str, written)))
+    summaries = summarize(_in_order(asked, [r for r in results if r["group"] == MAIN]))
+    title = f"Quality against bytes, {asked.data}"
+    write_comparison(
+        asked.out,
+        {"data": asked.data, "summary": summaries, "cells": results},
+        make_tables(asked, results),
+        failures,
+        say,
+        (lambda: draw_tradeoff(summaries, title)) if summaries else None,
+    )
