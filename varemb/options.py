@@ -60,7 +60,7 @@ def add_config(
             type=str if is_choice else kind,
             choices=typing.get_args(kind) if is_choice else None,
             default=kept,
-            metavar=None if is_choice else "X" if kind is float else "NAME" if kind is str else "N",
+            metavar=None if is_choice else _metavar(kind),
             help=f"{text} (default {'none' if value is None else value})".strip(),
         )
 
@@ -92,6 +92,12 @@ def _kind(config: type[Any], field: dataclasses.Field[Any]) -> Any:
     if typing.get_origin(kind) is tuple:
         return real_numbers if typing.get_args(kind)[0] is float else whole_numbers
     return kind
+
+
+def _metavar(kind: Any) -> str:
+    """What the help shows for a value."""
+    shown = {float: "X", str: "NAME", real_numbers: "X,...", whole_numbers: "N,..."}
+    return shown.get(kind, "N")
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:

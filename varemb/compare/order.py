@@ -10,7 +10,7 @@ from typing import Any
 
 from varemb.compare.cells import FIELD, MAIN, SWEEP, Cell, Grid
 from varemb.compare.methods import METHODS, check_names, find_method, setting_option
-from varemb.experiment import MODELS
+from varemb.experiment import DATA, MODELS
 from varemb.search import TrainConfig, UniformConfig
 
 BUDGET_OF = "autodim"  # whose numbers the uniform table gets
@@ -51,6 +51,7 @@ class Comparison:
 
 def check_comparison(asked: Comparison) -> None:
     """Raises ValueError for what cannot be compared, before anything runs."""
+    check_names("data set of clicks", [asked.data], DATA)
     check_names("model", asked.models, MODELS)
     check_names("method", asked.methods, METHODS)
     if asked.transfer_from is not None:

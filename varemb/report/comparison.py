@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
@@ -19,6 +19,7 @@ from varemb.report.table import format_bytes, format_table, method_name, total_b
 
 Result = dict[str, Any]
 Rows = list[list[str]]
+Measure = Callable[[Result], float]
 
 OWN = "autodim"  # methods of this name are compared with all others, the baselines
 
@@ -78,28 +79,39 @@ def table_bytes(result: Result) -> int:
     return total_bytes(result) - int(result["bytes"].get("optimizer", 0))
 
 
-def summarize(results: Sequence[Result]) -> list[dict[str, Any]]:
+def summarize(
+    results: Sequence[Result],
+    measures: Mapping[str, Measure] | None = None,
+    own: str = OWN,
+) -> list[dict[str, Any]]:
     """One record per model and method: means and standard deviations over the seeds.
 
-    Each has a paired t-test of its AUC, over the seeds that both have, against the best baseline:
-    the method outside the AutoDim family with the highest mean test AUC on that model.
+    Each has a paired t-test of its quality, over the seeds that both have, against the best
+    baseline: the method outside the own family with the highest mean quality on that model.
+
+    Args:
+        results: of any models, methods and seeds.
+        measures: name -> what is averaged; the first is the quality. By default those of clicks.
+        own: what the names of the own family begin with.
     """
+    measures = MEASURES if measures is None else measures
+    quality = next(iter(measures.values()))
     groups = _groups(results)
     summaries = []
     for (model, method), mine in groups.items():
         others = {name: group for (m, name), group in groups.items()
-                  if m == model and not name.startswith(OWN)}  # fmt: skip
-        best = max(others, key=lambda name: _mean(others[name], _auc), default=None)
+                  if m == model and not name.startswith(own)}  # fmt: skip
+        best = max(others, key=lambda name: mean(map(quality, others[name])), default=None)
         record: dict[str, Any] = {
             "model": model, "method": method, "seeds": [r["seed"] for r in mine],
             "baseline": best, "gain": None, "t": None, "p": None,
         }  # fmt: skip
-        for name, value in _MEASURES.items():
+        for name, value in measures.items():
             values = [float(value(result)) for result in mine]
             record[name] = mean(values)
             record[f"{name}_sd"] = stdev(values) if len(values) > 1 else None
         if best is not None and best != method:
-            pairs = _paired(mine, others[best])
+            pairs = _paired(mine, others[best], quality)
             if pairs:
                 record["gain"] = mean(a - b for a, b in pairs)
                 test = paired_t(*zip(*pairs, strict=True)) if len(pairs) > 1 else None
@@ -112,7 +124,7 @@ def _auc(result: Result) -> float:
     return float(result["metrics"]["auc"])
 
 
-_MEASURES: dict[str, Callable[[Result], float]] = {
+MEASURES: dict[str, Measure] = {
     "auc": _auc,
     "logloss": lambda result: result["metrics"]["logloss"],
     "params": lambda result: result["params"],
@@ -129,13 +141,11 @@ def _groups(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
     return groups
 
 
-def _mean(results: Sequence[Result], value: Callable[[Result], float]) -> float:
-    return mean(value(result) for result in results)
-
-
-def _paired(first: Sequence[Result], second: Sequence[Result]) -> list[tuple[float, float]]:
-    other = {result["seed"]: _auc(result) for result in second}
-    return [(_auc(r), other[r["seed"]]) for r in first if r["seed"] in other]
+def _paired(
+    first: Sequence[Result], second: Sequence[Result], quality: Measure
+) -> list[tuple[float, float]]:
+    other = {result["seed"]: quality(result) for result in second}
+    return [(quality(r), other[r["seed"]]) for r in first if r["seed"] in other]
 
 
 def main_tables(results: Sequence[Result]) -> list[Table]:
@@ -155,24 +165,33 @@ def main_tables(results: Sequence[Result]) -> list[Table]:
 
 
 def _summary_row(summary: dict[str, Any]) -> list[str]:
-    is_best = summary["method"] == summary["baseline"]
-    gain, p = summary["gain"], summary["p"]
     return [
         method_name(summary["method"]),
         str(len(summary["seeds"])),
-        _spread(summary["auc"], summary["auc_sd"]),
-        _spread(summary["logloss"], summary["logloss_sd"]),
+        spread(summary, "auc"),
+        spread(summary, "logloss"),
         f"{summary['params']:,.0f}",
         f"{summary['share']:.1%}",
         format_bytes(summary["bytes"]),
         f"{summary['seconds']:,.0f}",
-        "best baseline" if is_best else "" if gain is None else f"{gain:+.4f}",
-        "" if p is None else f"{p:.3f}",
+        *gain_cells(summary),
     ]
 
 
-def _spread(value: float, deviation: float | None) -> str:
-    return f"{value:.4f}" + ("" if deviation is None else f" ±{deviation:.4f}")
+def spread(summary: dict[str, Any], name: str) -> str:
+    """A measure's mean and deviation over the seeds."""
+    deviation = summary[f"{name}_sd"]
+    return f"{summary[name]:.4f}" + ("" if deviation is None else f" ±{deviation:.4f}")
+
+
+def gain_cells(summary: dict[str, Any]) -> list[str]:
+    """What is gained over the best baseline, and p."""
+    gain, p = summary["gain"], summary["p"]
+    is_best = summary["method"] == summary["baseline"]
+    return [
+        "best baseline" if is_best else "" if gain is None else f"{gain:+.4f}",
+        "" if p is None else f"{p:.3f}",
+    ]
 
 
 def sweep_table(results: Sequence[Result]) -> Table:
@@ -185,7 +204,7 @@ def sweep_table(results: Sequence[Result]) -> Table:
         rows.append([
             method.rpartition("-f")[2], model, str(len(mine)), f"{dim:.2f}",
             f"{summary['params']:,.0f}", f"{summary['share']:.1%}",
-            _spread(summary["auc"], summary["auc_sd"]),
+            spread(summary, "auc"),
             f"{mean(result['search_seconds'] for result in mine):,.1f}",
         ])  # fmt: skip
     return Table("AutoDim by f; mean dim over the fields", head, rows)

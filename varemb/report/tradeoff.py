@@ -46,7 +46,7 @@ def draw_tradeoff(summaries: Sequence[dict[str, Any]], title: str) -> bytes:
             axes.set_title(model)
         for axes in panels[len(models) :]:
             axes.set_axis_off()
-        looks = {method: _look(methods, method) for method in methods}
+        looks = {method: look(methods, method) for method in methods}
         handles = [
             Line2D([], [], color=color, marker=marker, ls="", ms=8, label=method_name(method))
             for method, (color, marker) in looks.items()
@@ -60,7 +60,7 @@ def draw_tradeoff(summaries: Sequence[dict[str, Any]], title: str) -> bytes:
     return buffer.getvalue()
 
 
-def _look(methods: Sequence[str], method: str) -> tuple[str, str]:
+def look(methods: Sequence[str], method: str) -> tuple[str, str]:
     """Colour and marker: both differ among the first six, one of them among the first 36."""
     place = methods.index(method)
     return COLORS[place % len(COLORS)], MARKERS[(place + place // len(COLORS)) % len(MARKERS)]
@@ -69,7 +69,7 @@ def _look(methods: Sequence[str], method: str) -> tuple[str, str]:
 def _draw_panel(axes: Any, summaries: Sequence[dict[str, Any]], methods: Sequence[str]) -> None:
     unit, factor = byte_unit(max(summary["bytes"] for summary in summaries))
     for summary in summaries:
-        color, marker = _look(methods, summary["method"])
+        color, marker = look(methods, summary["method"])
         axes.errorbar(
             summary["bytes"] / factor,
             summary["auc"],

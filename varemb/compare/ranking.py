@@ -1,0 +1,307 @@
+"""`varemb compare` of models that rank: methods under sparsities, a run folder per search.
+
+A cell is a method's search for one model and seed; it gives a plan for every sparsity, each trained
+and tested (`search/retraining.py`). Cells of one seed share the split, which is kept beside them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from varemb.compare.methods import Settings, check_names
+from varemb.compare.ranking_methods import (
+    RANKING_METHODS,
+    config_of,
+    pairwise_option,
+    ranking_option,
+)
+from varemb.compare.running import Say, duration, run_cells, write_comparison
+from varemb.data import INTERACTIONS, Interactions, Split, load_interactions
+from varemb.data.interactions import read_edge_lists, read_interactions
+from varemb.experiment import Result, checksum
+from varemb.files import load_json, save_json, save_jsonl
+from varemb.models import DECAYS, RECOMMENDERS, prepare_recommender
+from varemb.plan import SizePlan
+from varemb.report import method_name
+from varemb.report.ranking import cost_table, ranking_tables, summarize_levels
+from varemb.report.ranking_figure import draw_ranking
+from varemb.runs import CHECKPOINT, HISTORY, METRICS, open_run
+from varemb.search import PairwiseConfig
+from varemb.search.retraining import LevelResult
+
+MAIN, COST = "comparison", "cost"
+
+
+@dataclass(frozen=True)
+class RankingComparison:
+    """What the command line asked for.
+
+    Attributes:
+        data: a name in INTERACTIONS, a Parquet or text file of pairs, or a folder with train.txt
+            and test.txt, a user and the user's items in each line.
+        data_dir: the folder of a data set that has a name.
+        models: names in RECOMMENDERS.
+        methods: name in RANKING_METHODS -> its seeds.
+        out: folder of the cells' run folders, the splits and the tables.
+        settings: option of the command line -> value, of the methods and of PairwiseConfig.
+        costs: values of CIESS's lambda to try.
+        columns: of users and items in a file.
+    """
+
+    data: str
+    data_dir: Path | None
+    models: tuple[str, ...]
+    methods: Mapping[str, tuple[int, ...]]
+    out: Path
+    settings: Settings = field(default_factory=dict)
+    costs: tuple[float, ...] = ()
+    columns: tuple[str, str] = ("user", "item")
+
+
+@dataclass(frozen=True)
+class RankingCell:
+    """One search.
+
+    Attributes:
+        group: MAIN or COST.
+        model, seed: of recommender, split, search and training.
+        method: a name in RANKING_METHODS.
+        label: what results call it; the method, unless something was changed.
+        changes: of the method's config.
+    """
+
+    group: str
+    model: str
+    method: str
+    seed: int
+    label: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> str:
+        """The name of its run folder."""
+        return f"{self.model}-{self.label.replace(' ', '-').replace('=', '')}-seed{self.seed}"
+
+
+def check_ranking(asked: RankingComparison) -> None:
+    """Raises ValueError for what cannot be compared, before anything runs."""
+    check_names("model that ranks", asked.models, RECOMMENDERS)
+    check_names("method that ranks", asked.methods, RANKING_METHODS)
+    if not asked.models or not asked.methods:
+        raise ValueError("compare: at least one model and one method are needed")
+    for name, seeds in asked.methods.items():
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"compare: {name} needs distinct seeds, got {seeds}")
+    if len(set(asked.costs)) < len(asked.costs) or any(not cost >= 0 for cost in asked.costs):
+        raise ValueError(f"compare: --cost-sweep needs distinct values >= 0, got {asked.costs}")
+
+
+def make_ranking_cells(asked: RankingComparison) -> list[RankingCell]:
+    """The cells by seed, then by model."""
+    cells: list[RankingCell] = []
+    seeds = dict.fromkeys(seed for each in asked.methods.values() for seed in each)
+    for seed in seeds:
+        for model in asked.models:
+            cells += [
+                RankingCell(MAIN, model, method, seed, method)
+                for method, mine in asked.methods.items()
+                if seed in mine
+            ]
+            if seed in asked.methods.get("ciess", (next(iter(seeds)),)):
+                cells += [
+                    RankingCell(COST, model, "ciess", seed, f"ciess cost={cost:g}", {"cost": cost})
+                    for cost in asked.costs
+                ]
+    return cells
+
+
+def run_ranking(asked: RankingComparison, say: Say = print, *, trace: bool = False) -> list[str]:
+    """Runs or continues every cell; writes comparison.json, .md and .png into `asked.out`.
+
+    Args:
+        asked: what is compared.
+        say: takes each line that is printed.
+        trace: also print where a failing cell failed.
+
+    Returns:
+        A line for each cell that failed; none is what one hopes for.
+
+    Raises:
+        ValueError: a name or option that does not fit; nothing was run.
+    """
+    check_ranking(asked)
+    cells = {cell.folder: cell for cell in make_ranking_cells(asked)}
+    interactions = load_pairs(asked)
+    splits: dict[int, Split] = {}  # of the seed at hand
+
+    def run(folder: str, results: dict[str, Result]) -> Result:
+        cell = cells[folder]
+        if cell.seed not in splits:
+            splits.clear()
+            splits[cell.seed] = keep_split(interactions, cell.seed, asked.out)
+        return run_ranking_cell(cell, asked, splits[cell.seed])
+
+    results, failures = run_cells(
+        {
+            folder: f"{cell.model}, {method_name(cell.label)}, seed {cell.seed}"
+            for folder, cell in cells.items()
+        },
+        run,
+        lambda folder: (asked.out / folder / METRICS).exists(),
+        _describe,
+        say,
+        trace=trace,
+    )
+    _write(asked, list(results.values()), failures, say)
+    return failures
+
+
+def load_pairs(asked: RankingComparison) -> Interactions:
+    """The purchases that `asked.data` names.
+
+    Raises:
+        ValueError: no such data, or its folder is not given.
+        FileNotFoundError: a file is missing.
+    """
+    if asked.data in INTERACTIONS:
+        if asked.data_dir is None:
+            raise ValueError(f"--data {asked.data} needs --data-dir, the folder with its files")
+        return load_interactions(asked.data, asked.data_dir)
+    path = Path(asked.data)
+    if path.is_dir():
+        return read_edge_lists(path)
+    if path.is_file():
+        return read_interactions(path, *asked.columns)
+    raise ValueError(
+        f"compare: no data {asked.data!r} for models that rank, there are "
+        f"{', '.join(INTERACTIONS)}; or give a file of pairs, or a folder with train.txt and "
+        "test.txt"
+    )
+
+
+def keep_split(interactions: Interactions, seed: int, out: Path) -> Split:
+    """The split of a seed, 50/25/25 per user, written into the folder if it is not there.
+
+    Raises:
+        ValueError: the folder holds a split of other pairs.
+    """
+    split, path = interactions.split(seed), out / f"split-seed{seed}.safetensors"
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        split.save(path)
+    elif _content(Split.load(path)) != _content(split):
+        raise ValueError(f"{path} is a split of other pairs; give the same data or another --out")
+    return split
+
+
+def _content(split: Split) -> str:
+    rows = [array for part in split.parts() for array in part]
+    return f"checksum {checksum([split.user_ids, split.item_ids, *rows]):08x}"
+
+
+def run_ranking_cell(cell: RankingCell, asked: RankingComparison, split: Split) -> Result:
+    """Runs a cell, or continues it; a finished one is only read.
+
+    Returns:
+        metrics.json: method, data, model, seed, group; levels, a record for each sparsity;
+        episodes, means over the trainings of each episode of a search; cost, CIESS's lambda;
+        seconds, and seconds_by_part.
+
+    Raises:
+        ValueError: the folder holds a run with other options, or what the method raises.
+    """
+    method, folder = RANKING_METHODS[cell.method], asked.out / cell.folder
+    option = partial(ranking_option, method.config)
+    changes = {**method.changes, **cell.changes, "seed": cell.seed}
+    config = config_of(method.config, asked.settings, option, changes)
+    decay = {} if pairwise_option("decay") in asked.settings else {"decay": DECAYS[cell.model]}
+    training = config_of(PairwiseConfig, asked.settings, pairwise_option, decay)
+    options = {
+        "command": "compare", "method": cell.label, "--data": asked.data, "--model": cell.model,
+        "content of the split": _content(split), "seed": cell.seed,
+        **{pairwise_option(name): value for name, value in dataclasses.asdict(training).items()},
+        **{option(name): value for name, value in dataclasses.asdict(config).items()
+           if name != "seed"},
+    }  # fmt: skip
+    prepare = partial(
+        prepare_recommender,
+        cell.model,
+        num_users=split.num_users,
+        num_items=split.num_items,
+        width=config.width,
+    )
+    with open_run(folder, options, resume=folder.exists() and any(folder.iterdir())) as is_finished:
+        if is_finished:
+            finished: Result = load_json(folder / METRICS)
+            return finished
+        found = method.search(config).fit(
+            split, prepare, training, checkpoint_dir=folder / CHECKPOINT, resume=True
+        )
+        for level in found.levels:
+            if level.plan is not None:
+                level.plan.save(folder / f"plan-{level.sparsity:g}.safetensors")
+        result = {
+            "method": cell.label, "data": asked.data, "model": cell.model, "seed": cell.seed,
+            "group": cell.group, "levels": [level_record(level) for level in found.levels],
+            "episodes": mean_episodes(found.history), "cost": getattr(config, "cost", None),
+            "seconds": sum(found.seconds.values()), "seconds_by_part": found.seconds,
+        }  # fmt: skip
+        save_jsonl(folder / HISTORY, found.history)
+        save_json(folder / METRICS, result)
+    return result
+
+
+def level_record(level: LevelResult) -> dict[str, Any]:
+    """What a level's plan and training came to, as JSON values."""
+    record = {each.name: getattr(level, each.name) for each in dataclasses.fields(level)}
+    plan: SizePlan | None = record.pop("plan")
+    dims = None if plan is None else {name: float(plan[name].mean()) for name in plan}
+    return {**record, "sparsity_reached": level.sparsity_reached, "dims": dims}
+
+
+def mean_episodes(history: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
+    """Means over the trainings of each episode; nothing for a method without episodes.
+
+    Example:
+        >>> mean_episodes([{"episode": 1, "reward": 0.25, "quality": 0.5, "mean_dim_user": 64.0,
+        ...                 "mean_dim_item": 32.0}])
+        [{'reward': 0.25, 'quality': 0.5, 'mean_dim_user': 64.0, 'mean_dim_item': 32.0}]
+    """
+    episodes: dict[int, list[Mapping[str, Any]]] = {}
+    for record in history:
+        if "episode" in record:
+            episodes.setdefault(record["episode"], []).append(record)
+    names = ("reward", "quality", "mean_dim_user", "mean_dim_item")
+    return [{name: mean(each[name] for each in records) for name in names}
+            for records in episodes.values()]  # fmt: skip
+
+
+def _describe(result: Result) -> str:
+    levels = (
+        f"{level['sparsity']:g}: {level['metrics']['recall@20']:.4f}" for level in result["levels"]
+    )
+    return f"Recall@20 by sparsity {', '.join(levels)}; {duration(result['seconds'])}"
+
+
+def _write(asked: RankingComparison, results: list[Result], failures: list[str], say: Say) -> None:
+    main = [result for result in results if result["group"] == MAIN]
+    costs = [result for result in results if result["group"] == COST]
+    summaries = summarize_levels(main)
+    tables = ranking_tables(asked.data, summaries)
+    if costs:
+        tables.append(cost_table(costs))
+    title = f"Ranking under a sparsity, {asked.data}"
+    write_comparison(
+        asked.out,
+        {"data": asked.data, "summary": summaries, "cells": results},
+        tables,
+        failures,
+        say,
+        (lambda: draw_ranking(summaries, main, costs, title)) if results else None,
+    )

@@ -1,0 +1,129 @@
+"""Methods that rank under a sparsity by the names that `varemb compare` knows; their settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from varemb.compare.methods import Settings
+from varemb.experiment import train_option
+from varemb.search import (
+    CIESS,
+    CIESSConfig,
+    FixedSizes,
+    FixedSizesConfig,
+    PairwiseConfig,
+    RankingPEP,
+    RankingPEPConfig,
+    RankingResult,
+    TrainConfig,
+)
+from varemb.search.pairwise import PairData, Prepare
+
+
+class RankingSearch(Protocol):
+    """What every method that ranks under a sparsity offers."""
+
+    def fit(
+        self,
+        data: PairData,
+        prepare: Prepare,
+        training: PairwiseConfig,
+        *,
+        progress: bool = True,
+        checkpoint_dir: Path | None = None,
+        resume: bool = False,
+    ) -> RankingResult: ...
+
+
+class MakeRankingSearch(Protocol):
+    """A method's class: its settings in, the search out."""
+
+    def __call__(self, config: Any) -> RankingSearch: ...
+
+
+@dataclass(frozen=True)
+class RankingMethod:
+    """A search and what makes it this method."""
+
+    search: MakeRankingSearch
+    config: type[Any]
+    changes: Mapping[str, Any] = field(default_factory=dict)  # against the config's defaults
+
+
+_CIESS_CHANGES: dict[str, dict[str, Any]] = {  # the paper's ablations, and ours
+    "no-walk": {"walk": "none"},
+    "code-walk": {"walk": "code"},
+    "ou": {"noise": "ou"},
+    "uniform": {"noise": "uniform"},
+    "no-noise": {"noise": "none"},
+    "warm": {"is_warm": True},
+}
+
+RANKING_METHODS: dict[str, RankingMethod] = {
+    "es": RankingMethod(FixedSizes, FixedSizesConfig, {"method": "es"}),
+    "mr": RankingMethod(FixedSizes, FixedSizesConfig, {"method": "mr"}),
+    "frequency": RankingMethod(FixedSizes, FixedSizesConfig, {"method": "frequency"}),
+    "pep": RankingMethod(RankingPEP, RankingPEPConfig),
+    "ciess": RankingMethod(CIESS, CIESSConfig),
+    **{
+        f"ciess-{name}": RankingMethod(CIESS, CIESSConfig, changes)
+        for name, changes in _CIESS_CHANGES.items()
+    },
+}
+
+_COMMON = {"width": "--width", "sparsities": "--sparsity", "unit": "--sparsity-unit"}
+
+
+def ranking_option(config: type[Any], name: str) -> str:
+    """The command-line option of a field of a ranking method's config.
+
+    Example:
+        >>> ranking_option(CIESSConfig, "cost"), ranking_option(CIESSConfig, "sparsities")
+        ('--ciess-cost', '--sparsity')
+        >>> ranking_option(RankingPEPConfig, "s_init"), ranking_option(FixedSizesConfig, "is_full")
+        ('--ranking-pep-s-init', '--fixedsizes-is-full')
+    """
+    if name in _COMMON:
+        return _COMMON[name]
+    title = config.__name__.removesuffix("Config")
+    method = title.removeprefix("Ranking")
+    return train_option(f"{'ranking-' * (method != title)}{method.lower()}_{name}")
+
+
+def pairwise_option(name: str) -> str:
+    """The command-line option of a field of PairwiseConfig; what TrainConfig has too says ranking.
+
+    Example:
+        >>> pairwise_option("lr"), pairwise_option("lr_factor")
+        ('--ranking-lr', '--lr-factor')
+    """
+    is_shared = name in {each.name for each in dataclasses.fields(TrainConfig)}
+    return train_option(f"ranking_{name}" if is_shared else name)
+
+
+def ranking_configs() -> list[type[Any]]:
+    """Every config once, in the order of the methods."""
+    return list(dict.fromkeys(method.config for method in RANKING_METHODS.values()))
+
+
+def config_of(
+    config: type[Any],
+    settings: Settings,
+    option: Callable[[str], str],
+    changes: Mapping[str, Any],
+) -> Any:
+    """A config with the options that were given.
+
+    Args:
+        config: its class.
+        settings: what the command line gave.
+        option: the option of a field.
+        changes: fields that the command line does not decide.
+    """
+    names = [each.name for each in dataclasses.fields(config) if each.name not in changes]
+    given = {name: settings[option(name)] for name in names if option(name) in settings}
+    return config(**given, **changes)
