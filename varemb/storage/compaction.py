@@ -18,11 +18,10 @@ from torch import Tensor
 from varemb.ops.reference import DIM_BITS, SLOT_BITS
 from varemb.storage.handles import ABSENT, Handles
 from varemb.storage.moves import STAGING_NBYTES, Mover, parts
-from varemb.storage.slots import CHUNK_ROWS, Slots
+from varemb.storage.slots import CHUNK_ROWS, DIM_MASK, Slots
 
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-_DIM_MASK = (1 << DIM_BITS) - 1
 # Set aside, and as many on their way while chunks slide: half of the staging in 8-byte numbers. The
 # other half is for plans. The largest chunk has a quarter of it.
 _STAGED_NUMBERS = STAGING_NBYTES // 4 // 8
@@ -70,11 +69,12 @@ def _full_chunks(slots: Slots) -> Mask:  # [chunk room]
     used = np.flatnonzero(slots.rows_of)
     classes = len(slots.count)
     live = np.bincount(
-        slots.words[used] & _DIM_MASK, weights=slots.live[used], minlength=classes
+        slots.words[used] & DIM_MASK, weights=slots.live[used], minlength=classes
     ).astype(np.int64)
-    dim = slots.words[whole] & _DIM_MASK
+    dim = slots.words[whole] & DIM_MASK
     order = np.lexsort((-slots.live[whole].astype(np.int64), dim))
-    first = np.cumsum(np.bincount(dim, minlength=classes)) - np.bincount(dim, minlength=classes)
+    counts = np.bincount(dim, minlength=classes)
+    first = np.cumsum(counts) - counts
     rank = np.arange(len(whole)) - first[dim[order]]
     full = np.zeros(len(slots.words), bool)
     full[whole[order][rank < live[dim[order]] // CHUNK_ROWS]] = True
@@ -107,8 +107,8 @@ def _fill_holes(slots: Slots, handles: Handles, mover: Mover, full: Mask) -> Non
 
 def _batches(slots: Slots, chunks: Ints) -> Iterator[Ints]:
     """Chunks, dim by dim, in groups whose rows may be set aside together."""
-    chunks = chunks[np.argsort(slots.words[chunks] & _DIM_MASK, kind="stable")]
-    numbers = slots.live[chunks] * (slots.words[chunks] & _DIM_MASK)
+    chunks = chunks[np.argsort(slots.words[chunks] & DIM_MASK, kind="stable")]
+    numbers = slots.live[chunks] * (slots.words[chunks] & DIM_MASK)
     batch: list[int] = []
     taken = 0
     for chunk, count in zip(chunks.tolist(), numbers.tolist(), strict=True):
@@ -174,7 +174,7 @@ def _slide(slots: Slots) -> _Slide:
     words = slots.words[chunks]
     order = np.argsort(words)
     chunks, words = chunks[order], words[order]
-    numbers = slots.rows_of[chunks] * (words & _DIM_MASK)
+    numbers = slots.rows_of[chunks] * (words & DIM_MASK)
     return _Slide(chunks, words >> DIM_BITS, np.cumsum(numbers) - numbers, numbers)
 
 
@@ -201,7 +201,7 @@ def _runs(keys: Ints) -> Iterator[tuple[int, int]]:
 
 def _commit(slots: Slots, slide: _Slide) -> None:
     """Chunks are where a slide has put them, and all free numbers are behind them."""
-    slots.words[slide.chunks] = slide.target << DIM_BITS | (slots.words[slide.chunks] & _DIM_MASK)
+    slots.words[slide.chunks] = slide.target << DIM_BITS | (slots.words[slide.chunks] & DIM_MASK)
     slots.has_new_words = True
     free = slots.extents.numbers
     slots.extents.clear()

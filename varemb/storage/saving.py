@@ -15,11 +15,10 @@ from torch import Tensor
 
 from varemb.ops.reference import DIM_BITS, SLOT_BITS
 from varemb.storage.handles import ABSENT
-from varemb.storage.slots import CHUNK_ROWS, Slots
+from varemb.storage.slots import CHUNK_ROWS, DIM_MASK, Slots
 
 Ints = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.uint32]
-_DIM_MASK = (1 << DIM_BITS) - 1
 
 
 class SavedLayout(NamedTuple):
@@ -63,7 +62,7 @@ def fault_of(
         if tensor.dtype != dtype or tensor.dim() != dimensions:
             return f"{name} must be {dtype} with {dimensions} dimensions"
     handles, words, rows_of, free, removed = (t.cpu().numpy() for t in saved[:5])
-    dim, base = words & _DIM_MASK, words >> DIM_BITS
+    dim, base = words & DIM_MASK, words >> DIM_BITS
     rows = rows_of.astype(np.int64)
     if len(words) != len(rows) or not len(words) or words[0] != 0 or rows[0] != 0:
         return "chunk_words and chunk_rows do not fit together"

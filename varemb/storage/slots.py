@@ -20,7 +20,7 @@ Handles = npt.NDArray[np.uint32]
 
 CHUNK_ROWS = 1 << SLOT_BITS
 MAX_CHUNKS = (1 << (32 - SLOT_BITS)) - 1  # the last number is part of ABSENT
-_DIM_MASK = (1 << DIM_BITS) - 1
+DIM_MASK = (1 << DIM_BITS) - 1
 _FEWEST_ROWS = 8  # of a chunk that is made ahead of need
 _GROWTH = 8  # a class's next chunk has an eighth of its rows
 
@@ -64,7 +64,7 @@ class Slots:
     def locate(self, handles: Handles) -> tuple[Ints, Ints]:  # [n], [n]
         """Offset and dim of rows that are there."""
         words = self.words[handles >> SLOT_BITS]
-        dim = words & _DIM_MASK
+        dim = words & DIM_MASK
         return (words >> DIM_BITS) + (handles & (CHUNK_ROWS - 1)) * dim, dim
 
     @property
@@ -106,7 +106,7 @@ class Slots:
         self._chunks = count
         self._unused = np.flatnonzero(self.rows_of[1:count] == 0).tolist()
         self._unused = [number + 1 for number in self._unused]
-        dims = self.words & _DIM_MASK
+        dims = self.words & DIM_MASK
         self.slots = np.bincount(
             dims[used], weights=self.rows_of[used], minlength=len(self.count)
         ).astype(np.int64)
@@ -228,8 +228,8 @@ class Slots:
         """Gives the space of chunks back; their slots must be in no stack."""
         words = self.words[chunks]
         for word, rows in zip(words.tolist(), self.rows_of[chunks].tolist(), strict=True):
-            self.extents.give(word >> DIM_BITS, rows * (word & _DIM_MASK))
-        np.subtract.at(self.slots, words & _DIM_MASK, self.rows_of[chunks])
+            self.extents.give(word >> DIM_BITS, rows * (word & DIM_MASK))
+        np.subtract.at(self.slots, words & DIM_MASK, self.rows_of[chunks])
         self.words[chunks] = 0
         self.rows_of[chunks] = 0
         self.live[chunks] = 0
@@ -243,7 +243,7 @@ class Slots:
 
     def _set_stacks(self, stacks: Handles) -> None:
         """Takes free handles, dim after dim, none of them in a chunk without rows."""
-        dims = self.words[stacks >> SLOT_BITS] & _DIM_MASK
+        dims = self.words[stacks >> SLOT_BITS] & DIM_MASK
         self.count = np.bincount(dims, minlength=len(self.count))
         self._free, self._end = stacks, len(stacks)
         self._room = self.count.copy()
@@ -278,7 +278,7 @@ class Slots:
     def _count_dead(self, chunks: Ints | Handles, sign: int) -> None:
         distinct = np.unique(chunks).astype(np.int64)
         rows = sign * self.rows_of[distinct].astype(np.int64)
-        np.add.at(self._dead, self.words[distinct] & _DIM_MASK, rows)
+        np.add.at(self._dead, self.words[distinct] & DIM_MASK, rows)
 
     def _drop_dead(self, dim: int) -> None:
         stack = self._free[self._start[dim] : self._start[dim] + self.count[dim]]
