@@ -48,11 +48,11 @@ def draw_streams(runs: Sequence[Run], title: str) -> bytes:
     panels = _panels(runs)
     cases = next((run for run in runs if run.metrics["tables"].get("case_study")), None)
     lines = -(-len(panels) // 2)
-    heights = [3.3] * lines
+    height = 3.3 * lines
     with matplotlib.rc_context(STYLE):
         legend = 0.3 * -(-len(styles) // 4)
         extra = 0.0 if cases is None else 3.9
-        figure = Figure(figsize=(10, sum(heights) + 0.6 + legend + extra), layout="constrained")
+        figure = Figure(figsize=(10, height + 0.6 + legend + extra), layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
         handles = [
@@ -61,7 +61,7 @@ def draw_streams(runs: Sequence[Run], title: str) -> bytes:
         ]
         parts: list[Any] = [figure]
         if cases is not None:
-            shares = [sum(heights) + legend, extra]
+            shares = [height + legend, extra]
             parts = figure.subfigures(2, 1, squeeze=False, height_ratios=shares).ravel().tolist()
         parts[0].legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
         axes = list(parts[0].subplots(lines, 2, squeeze=False).flat)
@@ -189,11 +189,9 @@ def _draw_quality(axes: Any, styles: Styles, runs: Sequence[Run], name: str) -> 
 
 
 def _draw_bytes(axes: Any, styles: Styles, runs: Sequence[Run]) -> None:
-    budgets = [
-        (_series(run, "budget_bytes"), run) for run in runs if _series(run, "budget_bytes")[0]
-    ]
+    budgets = [max(y) for y in (_series(run, "budget_bytes")[1] for run in runs) if y]
     most = max(max(_series(run, "bytes")[1], default=0) for run in runs)
-    limits = {max(y): f"budget: {max(y):,.0f} bytes" for (_, y), _ in budgets}
+    limits = {budget: f"budget: {budget:,.0f} bytes" for budget in budgets}
     if not limits and not any(_is_reference(method) for method in styles):
         full = max(run.metrics["params_full"] for run in runs)
         size = full * _NUMBER_BYTES
