@@ -18,11 +18,13 @@ from varemb.search.darts import DARTS, DARTSConfig
 from varemb.search.dim_agents import CIESSConfig
 from varemb.search.dpq import DPQ, DPQConfig
 from varemb.search.esapn import ESAPN, ESAPNConfig
+from varemb.search.esapn_ranking import RankingESAPN, RankingESAPNConfig
 from varemb.search.fixed_sizes import FixedSizes, FixedSizesConfig
 from varemb.search.mde import Mde, MdeConfig
 from varemb.search.mgqe import MGQE, MGQEConfig
 from varemb.search.nis import NIS, NISConfig
 from varemb.search.optembed import OptEmbed, OptEmbedConfig
+from varemb.search.optembed_ranking import RankingOptEmbed, RankingOptEmbedConfig
 from varemb.search.pairwise import PairData, PairwiseConfig, Recommender
 from varemb.search.pep import PEP, PEPConfig
 from varemb.search.pep_ranking import RankingPEP, RankingPEPConfig
@@ -84,6 +86,10 @@ __all__ = [
     "PairData",
     "PairwiseConfig",
     "RandomSearch",
+    "RankingESAPN",
+    "RankingESAPNConfig",
+    "RankingOptEmbed",
+    "RankingOptEmbedConfig",
     "RankingPEP",
     "RankingPEPConfig",
     "RankingResult",
