@@ -3,6 +3,7 @@
 import copy
 import io
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -103,11 +104,32 @@ def test_chain_is_consecutive_maps_and_identity_at_full_width():
         ([2, 2, 2.5, 2, 2], "dims must be whole, got 2.5 for row 2"),
         ([2, 2, float("nan"), 2, 2], "dims must be whole, got nan for row 2"),
         (9, "got 9"),
+        (torch.tensor([0, 8, 300, -1, 0]), r"in \[0, 8\], got 300 for row 2"),
+        (np.array([9, 1, 1, 1, 2**63], np.uint64), "got 9 for row 0"),
+        (list("abcde"), "dims must be whole numbers, got <U1"),
     ],
 )
 def test_refuses_dims_that_do_not_fit(dims, message):
     with pytest.raises(ValueError, match=message):
         VarEmbedding(5, 8, dims=dims)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.float16, np.float64])
+def test_dims_may_be_of_any_dtype_and_read_only(dtype):
+    dims = np.array([8, 0, 3, 1, 2]).astype(dtype)
+    dims.flags.writeable = False
+    assert VarEmbedding(5, 8, dims=dims).dims.tolist() == [8, 0, 3, 1, 2]
+    low = torch.tensor([8.0, 0, 3, 1, 2], dtype=torch.bfloat16)
+    assert VarEmbedding(5, 8, dims=low).dims.tolist() == [8, 0, 3, 1, 2]
+
+
+def test_a_table_does_not_hang_on_the_dims_it_was_given():
+    dims = torch.tensor([8, 0, 3, 1, 2], dtype=torch.int16)
+    for resizable in (False, True):
+        table = VarEmbedding(5, 8, dims=dims, resizable=resizable)
+        dims.add_(1)
+        assert table.dims.tolist() == [8, 0, 3, 1, 2]
+        dims.sub_(1)
 
 
 def test_refuses_options_by_name():

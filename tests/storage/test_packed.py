@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from resident import linux_only, peak_bytes
 
 from varemb.ops import lookup, reference
 from varemb.optim import Adagrad
@@ -28,6 +29,40 @@ def test_the_index_made_in_parts_is_the_index_made_at_once(dtype, monkeypatch):
     parts = PackedStorage(dims, 300)
     assert torch.equal(parts.index, whole.index) and parts.numbers == whole.numbers
     assert whole.numbers == int(((dims.long() + 1) // 2 * 2).sum())
+
+
+def test_dims_read_in_parts_are_the_dims_read_at_once(monkeypatch):
+    dims = torch.randint(0, 302, (1000,))
+    dims[[0, 119, 120, 999]] = 301  # the ends of parts of 5 blocks; stored as 302, cut to 301
+    storage = PackedStorage(dims, 301)
+    whole = storage.dims
+    assert torch.equal(whole, ((dims + 1) // 2 * 2).clamp(max=301))
+    monkeypatch.setattr("varemb.storage.packed._BLOCKS_AT_A_TIME", 5)
+    assert torch.equal(storage.dims, whole)
+    saved = storage.state_dict()
+    assert saved["dims"].dtype == torch.int16 and torch.equal(saved["dims"].long(), whole)
+    PackedStorage(dims, 301).load_state_dict(saved)
+    saved["dims"][[500, 777]] += 1
+    own = int(whole[500])
+    message = f"2 rows have other dims, first row 500: saved {own + 1}, this table {own}"
+    with pytest.raises(RuntimeError, match=message):
+        storage.load_state_dict(saved)
+
+
+@linux_only
+def test_building_and_saving_a_table_takes_two_bytes_of_dims_a_row():
+    setup = """
+import torch
+from varemb import VarEmbedding
+VarEmbedding(9, 4).state_dict()
+dims = torch.zeros(40_000_000, dtype=torch.uint8)
+"""
+    build = "table = VarEmbedding(len(dims), 64, dims=dims)"
+    most = 2 * 40_000_000 + 70_000_000  # and a part of the rows at a time
+    assert peak_bytes(setup, build) < most + 1.34 * 40_000_000
+    assert peak_bytes(setup + build, "state = table.state_dict()") < most
+    load = "table.load_state_dict(state)"
+    assert peak_bytes(f"{setup}{build}\nstate = table.state_dict()", load) < 70_000_000
 
 
 def test_index_takes_1_34_bytes_a_row():

@@ -1,4 +1,4 @@
-"""What users may pass as `dims`, made one int64 tensor."""
+"""What users may pass as `dims`, made one int16 tensor."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,8 +20,8 @@ def check_width(module: str, width: int) -> None:
         raise ValueError(f"{module}: embedding_dim must be in [1, {MAX_WIDTH}], got {width}")
 
 
-def row_dims(module: str, dims: Any, num_rows: int, width: int) -> Tensor:  # [N] int64
-    """Dims of every row.
+def row_dims(module: str, dims: Any, num_rows: int, width: int) -> Tensor:  # [N] int16
+    """Dims of every row, a copy of two bytes a row.
 
     Args:
         module: who asks, for messages.
@@ -35,28 +36,37 @@ def row_dims(module: str, dims: Any, num_rows: int, width: int) -> Tensor:  # [N
     if dims is None:
         dims = width
     if isinstance(dims, int):
-        dims = np.full(num_rows, dims)
-    given = dims.detach().cpu() if isinstance(dims, Tensor) else torch.tensor(np.asarray(dims))
-    if given.dim() != 1 or given.numel() != num_rows:
+        dims = np.broadcast_to(np.int64(dims), num_rows)
+    given = _as_array(dims)
+    if given.ndim != 1 or given.size != num_rows:
         raise ValueError(
             f"{module}: dims must have one number per row, {num_rows}, got shape "
             f"{list(given.shape)}"
         )
-    if given.dtype.is_floating_point:
-        broken = (given != given.round()).nonzero()
-        if broken.numel():
-            row = int(broken[0, 0])
+    if given.dtype.kind not in "biuf":
+        raise ValueError(f"{module}: dims must be whole numbers, got {given.dtype}")
+    if given.dtype.kind == "f":
+        broken = np.flatnonzero(given != np.round(given))
+        if broken.size:
+            row = int(broken[0])
             raise ValueError(f"{module}: dims must be whole, got {float(given[row])} for row {row}")
-    outside = ((given < 0) | (given > width)).nonzero()
-    if outside.numel():
-        row = int(outside[0, 0])
+    if given.size and not (given.min() >= 0 and given.max() <= width):
+        row = int(((given < 0) | (given > width)).argmax())
         raise ValueError(
             f"{module}: dims must be in [0, {width}], got {given[row].item()} for row {row}"
         )
-    return given.to(torch.int64)
+    return torch.from_numpy(given.astype(np.int16))
 
 
-def field_dims(cardinalities: Sequence[int], width: int, dims: Any) -> Tensor:  # [N] int64
+def _as_array(dims: Any) -> npt.NDArray[Any]:
+    """Dims as they were given; floating ones in float64, as numpy has no bfloat16."""
+    if not isinstance(dims, Tensor):
+        return np.asarray(dims)
+    held = dims.detach().cpu()
+    return (held.double() if held.is_floating_point() else held).numpy()
+
+
+def field_dims(cardinalities: Sequence[int], width: int, dims: Any) -> Tensor:  # [N] int16
     """Dims of every row of a table of fields.
 
     Args:
