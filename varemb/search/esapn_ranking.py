@@ -31,7 +31,9 @@ DIFFERS: rows that cannot grow have no choice and teach a policy nothing, but st
     validation pairs; an item that nobody bought) decide, and teach nothing.
 
 ESAPN has no budget: there is one plan, at the sparsity that results, as a level that asked for a
-sparsity of 0. With `is_fitted` there is a level per sparsity, with the plan's dims in proportion.
+sparsity of 0. Rows only grow, so that `stages` decides much of it: on ml-1m (LightGCN, trainings of
+2 epochs) it is .80 after 4 stages and .36 after 10. With `is_fitted` there is a level per sparsity,
+with the plan's dims in proportion.
 """
 
 from __future__ import annotations
