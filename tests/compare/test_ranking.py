@@ -16,7 +16,9 @@ USERS, ITEMS, WIDTH = 30, 20, 16
 QUICK = [
     "--width", str(WIDTH), "--ranking-batch-size", "100", "--epochs", "1", "--round-epochs", "1",
     "--max-rounds", "2", "--ciess-episodes", "2", "--ciess-iterations", "2", "--ciess-plans", "1",
-    "--ciess-hidden", "8", "--sparsity", "0.5,0.75",
+    "--ciess-hidden", "8", "--sparsity", "0.5,0.75", "--ranking-esapn-stages", "1",
+    "--ranking-esapn-sizes", "2,8", "--ranking-optembed-epochs", "1",
+    "--ranking-optembed-generations", "2",
 ]  # fmt: skip
 METHODS = ("--methods", "es,mr,ciess,ciess-no-walk", "--seeds", "2", "--cost-sweep", "0.1,1")
 
@@ -104,6 +106,22 @@ def test_methods_are_what_they_are_called(ranked):
     assert [set(each) for each in episodes] == [
         {"reward", "quality", "mean_dim_user", "mean_dim_item"}
     ] * 2
+
+
+def test_every_method_runs_to_the_end(rank, tmp_path, capsys):
+    methods = "frequency,pep,optembed,esapn,esapn-fitted,ciess-code-walk,ciess-ou,ciess-warm"
+    pep = ("--ranking-pep-s-init", "-3", "--ranking-pep-s-lr", "0.3")
+    assert rank(tmp_path, "--methods", methods, "--seeds", "1", *pep, model="lightgcn") == 0
+    for name, cells in measures(tmp_path).items():
+        asked = [0] if name[1] == "esapn" else [0.5, 0.75]
+        cell = load_json(tmp_path / f"lightgcn-{name[1]}-seed0" / "metrics.json")
+        assert [level["sparsity"] for level in cell["levels"]] == asked
+        assert all(0 < level["metrics"]["recall@20"] <= 1 for level in cells)
+        assert all(
+            level["params"] <= (1 - sparsity) * (USERS + ITEMS) * WIDTH
+            for level, sparsity in zip(cells, asked, strict=True)
+        )
+    assert "lightgcn, the sparsity that results" in capsys.readouterr().out
 
 
 def test_each_seed_has_its_split_and_all_cells_share_it(ranked):

@@ -16,6 +16,10 @@ from varemb.search import (
     FixedSizes,
     FixedSizesConfig,
     PairwiseConfig,
+    RankingESAPN,
+    RankingESAPNConfig,
+    RankingOptEmbed,
+    RankingOptEmbedConfig,
     RankingPEP,
     RankingPEPConfig,
     RankingResult,
@@ -68,6 +72,9 @@ RANKING_METHODS: dict[str, RankingMethod] = {
     "mr": RankingMethod(FixedSizes, FixedSizesConfig, {"method": "mr"}),
     "frequency": RankingMethod(FixedSizes, FixedSizesConfig, {"method": "frequency"}),
     "pep": RankingMethod(RankingPEP, RankingPEPConfig),
+    "optembed": RankingMethod(RankingOptEmbed, RankingOptEmbedConfig),
+    "esapn": RankingMethod(RankingESAPN, RankingESAPNConfig),
+    "esapn-fitted": RankingMethod(RankingESAPN, RankingESAPNConfig, {"is_fitted": True}),
     "ciess": RankingMethod(CIESS, CIESSConfig),
     **{
         f"ciess-{name}": RankingMethod(CIESS, CIESSConfig, changes)

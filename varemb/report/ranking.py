@@ -67,7 +67,8 @@ def ranking_tables(data: str, summaries: Sequence[Mapping[str, Any]]) -> list[Ta
     tables = []
     for model, sparsity in dict.fromkeys((s["model"], s["sparsity"]) for s in summaries):
         mine = [dict(s) for s in summaries if (s["model"], s["sparsity"]) == (model, sparsity)]
-        title = f"{data}, {model}, sparsity {sparsity:g}"
+        asked = f"sparsity {sparsity:g}" if sparsity else "the sparsity that results"
+        title = f"{data}, {model}, {asked}"
         if mine[0]["baseline"] is not None:
             title += f"; gain and p against the best baseline, {method_name(mine[0]['baseline'])}"
         tables.append(Table(title, head, [_row(summary) for summary in mine]))

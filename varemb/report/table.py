@@ -36,6 +36,7 @@ _NAMES = {
     "dpq": "DPQ",
     "es": "ES",
     "esapn": "ESAPN",
+    "esapn-fitted": "ESAPN, cut",
     "fde": "FDE",
     "frequency": "by frequency",
     "mde": "MDE",
