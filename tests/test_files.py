@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from varemb import files
 from varemb.files import (
     atomic_write,
     load_json,
@@ -64,7 +63,7 @@ def test_atomic_write_keeps_the_old_file_when_the_disk_is_full(tmp_path, monkeyp
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, call, fail)
+    monkeypatch.setattr(os, call, fail)
     with pytest.raises(OSError, match="No space left"):
         atomic_write(path, b"new")
     assert path.read_bytes() == b"old"
