@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.timing import forget_peak, resident_bytes
 from varemb.data.interactions import INTERACTIONS, Split, load_interactions
 from varemb.models.recommender import DECAYS, RECOMMENDERS, prepare_recommender
 from varemb.search.ciess import CIESS
@@ -143,18 +143,10 @@ def measure_iterations(split: Split, options: argparse.Namespace) -> None:
 
 def peak_bytes(run: Callable[[], object]) -> int:
     """Largest resident memory of this process during a call, above that before it."""
-    Path("/proc/self/clear_refs").write_text("5")
-    before = read_memory("VmRSS")
+    forget_peak()
+    before = resident_bytes("VmRSS")
     run()
-    return read_memory("VmHWM") - before
-
-
-def read_memory(name: str) -> int:
-    """A line of the process's memory, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {name}")
+    return resident_bytes("VmHWM") - before
 
 
 def measure_memory(split: Split, table: str, options: argparse.Namespace) -> None:

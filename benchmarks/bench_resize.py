@@ -11,13 +11,13 @@ import argparse
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
 
 import varemb
 from benchmarks.cases import DIMS, ranked_dims
+from benchmarks.timing import forget_peak, resident_bytes
 from varemb.ops import repack
 from varemb.storage import PackedStorage
 
@@ -55,24 +55,18 @@ class Changing:
 
 def timed(call: Call) -> tuple[float, float]:
     """Milliseconds of a call, and the most memory that it took, in MiB (NaN if untold)."""
-    before = _resident("VmRSS")
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # VmHWM begins anew
+        before = resident_bytes("VmRSS")
+        forget_peak()
     except OSError:
-        before = float("nan")
+        before = None
     start = time.perf_counter()
     call()
     milliseconds = 1e3 * (time.perf_counter() - start)
-    return milliseconds, _resident("VmHWM") - max(before, _resident("VmRSS"))
-
-
-def _resident(name: str) -> float:
-    """A line of /proc/self/status, in MiB."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return float("nan")
-    return float(next(line.split()[1] for line in lines if line.startswith(name))) / 1024
+    if before is None:
+        return milliseconds, float("nan")
+    most = resident_bytes("VmHWM") - max(before, resident_bytes("VmRSS"))
+    return milliseconds, most / 2**20
 
 
 def measure(tables: list[Changing], rounds: int) -> None:

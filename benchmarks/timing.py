@@ -7,15 +7,15 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from benchmarks.cases import Batch
-
-Stage = Callable[[Batch], None]
+Stage = Callable[[Any], None]  # of a batch, whatever that is for the runner
 Nanoseconds = npt.NDArray[np.int64]
 
 
@@ -36,7 +36,7 @@ class Runner:
 
 
 def measure(
-    runners: Sequence[Runner], batches: Sequence[Batch], warmup: int, *, is_warm: bool = False
+    runners: Sequence[Runner], batches: Sequence[Any], warmup: int, *, is_warm: bool = False
 ) -> list[Nanoseconds]:
     """Nanoseconds of every stage of every runner, one round per batch after the warm-up.
 
@@ -64,7 +64,7 @@ def measure(
     return [t[warmup:] for t in times]
 
 
-def run_once(runner: Runner, batch: Batch) -> None:
+def run_once(runner: Runner, batch: Any) -> None:
     """One untimed call."""
     for _, stage in runner.stages:
         stage(batch)
@@ -142,6 +142,27 @@ def cpu_seconds() -> tuple[float, float]:
     busy = sum(fields) - fields[3] - fields[4]  # all but idle and waiting for disks
     own = os.times()
     return busy / os.sysconf("SC_CLK_TCK"), own.user + own.system
+
+
+def resident_bytes(name: str) -> int:
+    """A line of this process's memory as Linux tells it: VmRSS now, VmHWM the most so far.
+
+    Raises:
+        OSError: the system does not tell.
+    """
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {name}")
+
+
+def forget_peak() -> None:
+    """Lets VmHWM begin anew; its memory, unlike ru_maxrss, is this process's alone.
+
+    Raises:
+        OSError: the system does not offer it.
+    """
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def _copy_seconds(source: Tensor, target: Tensor) -> float:

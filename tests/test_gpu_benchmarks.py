@@ -19,6 +19,7 @@ from benchmarks.gpu import billion, checks, timing
 from benchmarks.gpu.operations import OPERATIONS, Sizes, contenders, key_of, measure_cases
 from benchmarks.gpu.report import Results, to_markdown
 from benchmarks.gpu.tables import OurTable, class_linears, padded_linear
+from benchmarks.large import make_batches, make_dims, multiplier_of
 from benchmarks.timing import Runner
 
 CPU = torch.device("cpu")
@@ -165,11 +166,11 @@ def test_coalesce_bytes() -> None:
 
 def test_narrow_rows_are_where_their_popularity_says() -> None:
     rows = 2400
-    dims = billion.make_dims(rows, CPU).long()
+    dims = make_dims(rows, billion.DIMS, CPU).long()
     assert dims.double().mean() == pytest.approx(5.98, abs=0.05)
-    popular = torch.arange(12) * billion.multiplier_of(rows) % rows  # ranks 0 to 11: 0.5 %
+    popular = torch.arange(12) * multiplier_of(rows) % rows  # ranks 0 to 11: 0.5 %
     assert dims[popular].tolist() == [128] * 12 and (dims == 128).sum() == 12
-    batches = billion.make_batches(rows, 500, 2, CPU)
+    batches = make_batches(rows, billion.ZIPF, 500, billion.POOLING, 2, CPU)
     assert not torch.equal(batches[0].indices, batches[1].indices)
     counts = torch.bincount(batches[0].indices, minlength=rows)
     assert counts.argmax() == popular[0] and counts[popular].sum() > counts.sum() / 3

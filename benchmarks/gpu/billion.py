@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from benchmarks.cases import Batch
 from benchmarks.gpu import timing
+from benchmarks.large import make_batches, make_dims
 from benchmarks.peers import Lookup, step_runner
 from benchmarks.timing import summarize
 from varemb.ops import lookup_bag
@@ -23,50 +23,7 @@ ZIPF = 1.05
 BAGS, POOLING = 65_536, 20
 # Share of the rows, the most popular first, and their dim: 5.98 on average.
 DIMS = ((0.005, 128), (0.025, 32), (0.10, 16), (0.20, 8), (0.67, 2))
-_ROWS_AT_A_TIME = 1 << 24
 _STATE_BYTES = 4  # row-wise Adagrad's, a row
-
-
-def multiplier_of(rows: int) -> int:
-    """A number without common divisor with N: rank * multiplier mod N then reaches every row."""
-    candidate = max(1, round(rows * 0.618))
-    while math.gcd(candidate, rows) != 1:
-        candidate += 1
-    return candidate
-
-
-def make_dims(rows: int, device: torch.device) -> Tensor:  # [N], uint8, on the host
-    """Dims by popularity, popular rows anywhere in the table; made in slices."""
-    inverse = pow(multiplier_of(rows), -1, rows)
-    bounds, total = [], 0.0
-    for share, _ in DIMS[:-1]:
-        total += share
-        bounds.append(round(total * rows))
-    limits = torch.tensor(bounds, device=device)
-    sizes = torch.tensor([dim for _, dim in DIMS], dtype=torch.uint8, device=device)
-    out = torch.empty(rows, dtype=torch.uint8)
-    for first in range(0, rows, _ROWS_AT_A_TIME):
-        stop = min(rows, first + _ROWS_AT_A_TIME)
-        row = torch.arange(first, stop, device=device)
-        rank = row * inverse % rows  # below 2^60 while N is below 2^30
-        out[first:stop] = sizes[torch.bucketize(rank, limits, right=True)].cpu()
-    return out
-
-
-def make_batches(rows: int, bags: int, count: int, device: torch.device) -> list[Batch]:
-    """Fresh lookups whose ranks follow 1 / rank^s, drawn from the continuous law."""
-    generator = torch.Generator(device).manual_seed(0)
-    offsets = torch.arange(0, bags * POOLING + 1, POOLING, device=device)  # [G + 1]
-    power = 1 - ZIPF
-    out = []
-    for _ in range(count):
-        draws = torch.rand(
-            bags * POOLING, dtype=torch.float64, device=device, generator=generator
-        )  # [L]
-        ranks = ((rows**power - 1) * draws + 1).pow(1 / power).long() - 1
-        indices = ranks.clamp_(0, rows - 1) * multiplier_of(rows) % rows
-        out.append(Batch(indices, offsets))
-    return out
 
 
 def measure_billion(
@@ -85,13 +42,13 @@ def measure_billion(
     """
     before = _allocated(device)
     begin = time.perf_counter()
-    storage = PackedStorage(make_dims(rows, device), WIDTH, device=device, dtype=dtype)
+    storage = PackedStorage(make_dims(rows, DIMS, device), WIDTH, device=device, dtype=dtype)
     with torch.no_grad():
         storage.weight.normal_(std=0.01)
     optimizer = RowWiseAdagrad([storage.weight])
     timing.clock_of(device).finish()
     built, allocated = time.perf_counter() - begin, _allocated(device) - before
-    batches = make_batches(rows, bags, rounds + 2, device)
+    batches = make_batches(rows, ZIPF, bags, POOLING, rounds + 2, device)
     generator = torch.Generator(device).manual_seed(1)
     grad = torch.randn(bags, WIDTH, device=device, generator=generator).to(dtype)
 
