@@ -44,6 +44,13 @@ def test_memory_of_both_tables_is_measured(folder, capsys, table):
     assert f"lightgcn, {table}, sparsity 0.5" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["ncf", "lightgcn"])
+def test_losses_of_both_tables_stay_together(folder, capsys, name):
+    run(folder, "--losses", "--models", name, "--sparsity", "0.5")
+    apart = capsys.readouterr().out.rpartition("at most ")[2].split()[0]
+    assert float(apart) < 1e-6
+
+
 def test_peak_bytes_sees_what_is_freed_again():
     def fill():
         with mmap.mmap(-1, 32_000_000) as pages:  # new pages, whatever the allocator has kept
