@@ -139,6 +139,7 @@ def _measure(runner: timing.Runner, rows: int, zipf: float, settings: Settings) 
     nanoseconds = np.concatenate(times)  # [steps, stages]
     stages = zip(runner.stages, np.median(nanoseconds, axis=0) / 1e6, strict=True)
     return dataclasses.asdict(timing.summarize(nanoseconds)) | {
+        "seconds": float(nanoseconds.sum() / 1e9),  # of all steps, without drawing the batches
         "stages": {name: float(median) for (name, _), median in stages},
         "distinct_rows": int(batches[-1].indices.unique().numel()),
     }
@@ -266,6 +267,22 @@ def _cells(record: Json) -> tuple[str, ...]:
     )
 
 
+def format_growth(records: Sequence[Json]) -> str:
+    """How much longer a step takes at the most rows than at the fewest."""
+    lines = []
+    for method in dict.fromkeys(record["method"] for record in records):
+        own = sorted((r for r in records if r["method"] == method), key=lambda r: r["rows"])
+        few, many = own[0], own[-1]
+        if few is many:
+            continue
+        growth = ", ".join(
+            f"{many[key]['median'] / few[key]['median']:.2f} x ({key.removeprefix('step_ms, ')})"
+            for key in (f"step_ms, Zipf {zipf:g}" for zipf in ZIPFS)
+        )
+        lines.append(f"{method}: a step at {many['rows']:,} over {few['rows']:,} rows: {growth}")
+    return "\n".join(lines)
+
+
 LEGEND = """\
 step: forward, backward and optimizer; medians, by exponent of Zipf. plain: as many bytes written
 until they are on the disk, or read, without a table. Build fills the table with random numbers.
@@ -329,6 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             records.append(measure_apart(rows, method, wanted))
             print(f"{format_records(records[-1:])}\n", flush=True)
     print(f"{json.dumps(environment)}\n\n{format_records(records)}\n{LEGEND}")
+    print(format_growth(records))
     if options.out:
         settings_json = dataclasses.asdict(wanted)
         result = {"environment": environment, "settings": settings_json, "tables": records}

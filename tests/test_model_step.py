@@ -20,7 +20,7 @@ def one_thread() -> Iterator[None]:
 
 def test_models_with_the_same_mathematics_agree() -> None:
     assert sum(kind.twin is not None for kind in KINDS.values()) == 4
-    bench_model_step.check_same(4)
+    bench_model_step.check_same(16)
 
 
 @pytest.mark.parametrize("name", ["masked, SparseAdam", "padded, Adagrad"])
@@ -32,7 +32,7 @@ def test_a_model_that_differs_is_noticed(monkeypatch: pytest.MonkeyPatch, name: 
     )
     monkeypatch.setattr(bench_model_step, "KINDS", {name: KINDS[name], twin: KINDS[twin]})
     with pytest.raises(RuntimeError, match=f"{name} and {twin} differ by"):
-        bench_model_step.check_same(4)
+        bench_model_step.check_same(16)
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -67,6 +67,7 @@ def test_a_table_is_measured(method: str, tmp_path: Path) -> None:
         "lookup, Zipf 0", "save", "plain write", "plain read", "load",
     ]  # fmt: skip
     assert record["step_ms, Zipf 0"]["stages"].keys() == {"forward", "backward", "optimizer"}
+    assert record["step_ms, Zipf 0"]["seconds"] > 2e-3 * record["step_ms, Zipf 0"]["median"]
     assert record["lookup_ms, Zipf 0"]["median"] > 0 and not list(tmp_path.iterdir())
 
 
@@ -84,6 +85,8 @@ def test_each_table_has_its_own_process(capsys, tmp_path: Path) -> None:
     printed = capsys.readouterr().out
     assert "3,000" in printed and "weights MB" in printed
     written = json.loads(out.read_text())
+    few, many = (table["step_ms, Zipf 1.05"]["median"] for table in written["tables"])
+    assert f"a step at 3,000 over 500 rows: {many / few:.2f} x (Zipf 1.05), " in printed
     assert [table["rows"] for table in written["tables"]] == [500, 3000]
     assert written["settings"]["steps"] == 2 and "commit" in written["environment"]
     for table in written["tables"]:
