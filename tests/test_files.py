@@ -132,6 +132,23 @@ def test_save_removes_what_a_killed_save_left_behind(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([path.name, fresh.name, other.name])
 
 
+def test_save_removes_all_that_a_save_killed_while_it_writes_left_behind(tmp_path):
+    path = tmp_path / "table"
+    script = (
+        "import resource, signal, sys, torch\n"
+        "from varemb.files import save_tensors\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_DFL)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "save_tensors(sys.argv[1], {'a': torch.ones(100_000)})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert done.returncode == -signal.SIGXFSZ
+    (leftover,) = tmp_path.iterdir()
+    os.utime(leftover, (time.time() - 7200,) * 2)
+    save_tensors(path, {"a": torch.ones(3)})
+    assert os.listdir(tmp_path) == ["table"]
+
+
 def test_save_keeps_a_link_and_the_permissions(tmp_path):
     path, link = tmp_path / "plan", tmp_path / "latest"
     atomic_write(path, b"one")

@@ -1,6 +1,6 @@
 """Writes that survive a kill, and JSON.
 
-A save goes to a temporary file in the same folder, reaches the disk, and then takes the place of
+A save goes to a temporary file beside the old one, reaches the disk, and then takes the place of
 the old file in one step. A full disk, an exception or a kill in the middle leaves the previous file
 as it was.
 """
@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -102,7 +103,10 @@ def replace(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None
     if not target.parent.is_dir():
         raise FileNotFoundError(f"save: folder {target.parent} does not exist")
     _remove_stale(target)
-    temporary = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    # A folder, because safetensors writes a temporary file of its own beside the one it is given.
+    folder = target.parent / f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
+    folder.mkdir()
+    temporary = folder / target.name
     try:
         temporary.touch()
         # safetensors makes files that only their owner can read.
@@ -111,10 +115,8 @@ def replace(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None
         os.chmod(temporary, mode)
         _sync(temporary)
         os.replace(temporary, target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     _sync(target.parent)
 
 
@@ -127,11 +129,11 @@ def _sync(path: Path) -> None:
 
 
 def _remove_stale(target: Path) -> None:
-    # A killed save leaves its temporary file behind. One being written now is never this old.
+    # A killed save leaves its temporary folder behind. One in use is never this old.
     for leftover in target.parent.glob(f".{_escape(target.name)}.*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
-                leftover.unlink()
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 def _escape(name: str) -> str:
