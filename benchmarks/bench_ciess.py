@@ -92,9 +92,7 @@ def summary(times: Sequence[tuple[float, float]]) -> str:
 
 def make_trainer(split: Split, name: str, width: int, training: PairwiseConfig) -> Trainer:
     """A trainer of one kind of recommender, ranked for the validation pairs."""
-    prepare = prepare_for(split, name, width)
-    sizes = split.num_users, split.num_items
-    return Trainer(prepare, split.train, split.valid, *sizes, training, 0)
+    return Trainer.of_search(prepare_for(split, name, width), split, training, 0)
 
 
 def measure_steps(

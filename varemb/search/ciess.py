@@ -140,9 +140,7 @@ class _Search:
             {c: allowed_numbers(rows, config.width, c, config.unit) for c in config.sparsities},
             config.plans,
         )
-        self.trainer = Trainer(
-            prepare, data.train, data.valid, data.num_users, data.num_items, training, config.seed
-        )
+        self.trainer = Trainer.of_search(prepare, data, training, config.seed)
         self.sides = [
             Side(config, part, self.trainer.counts[part], self.generator)
             for part in (slice(0, data.num_users), slice(data.num_users, rows))

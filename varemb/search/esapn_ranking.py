@@ -178,9 +178,7 @@ class _Search:
     ) -> None:
         rows = data.num_users + data.num_items
         self.config, self.generator = config, torch.Generator().manual_seed(config.seed)
-        self.trainer = Trainer(
-            prepare, data.train, data.valid, data.num_users, data.num_items, training, config.seed
-        )
+        self.trainer = Trainer.of_search(prepare, data, training, config.seed)
         with seeded_from(self.generator):
             self.policies = nn.ModuleList(
                 Policy(len(config.sizes), 2, config.hidden, config.most_frequent) for _ in _SIDES

@@ -79,9 +79,7 @@ class FixedSizes:
         kept, _ = open_progress(
             config.method, config, training, data, checkpoint_dir, resume=resume
         )
-        trainer = Trainer(
-            prepare, data.train, data.valid, data.num_users, data.num_items, training, config.seed
-        )
+        trainer = Trainer.of_search(prepare, data, training, config.seed)
         return measure_levels(
             candidates, data, prepare, trainer, training, config.width, config.seed,
             lambda quality: quality.mean, kept, progress=progress,

@@ -149,9 +149,7 @@ class _Search:
         rows = data.num_users + data.num_items
         self.config, self.generator = config, torch.Generator().manual_seed(config.seed)
         self.allowed = {c: allowed_numbers(rows, config.width, c) for c in config.sparsities}
-        self.trainer = Trainer(
-            prepare, data.train, data.valid, data.num_users, data.num_items, training, config.seed
-        )
+        self.trainer = Trainer.of_search(prepare, data, training, config.seed)
         masks = NodeMasks(data.num_users, rows, config.width, config.t_init)
         make_full = packed_table(np.full(rows, config.width), config.width)
         self.masks, self.fitting = masks, self.trainer.start(

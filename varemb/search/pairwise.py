@@ -214,6 +214,13 @@ class Trainer:
         ])  # fmt: skip
         self._pairs = users, items
 
+    @classmethod
+    def of_search(
+        cls, prepare: Prepare, data: PairData, config: PairwiseConfig, seed: int
+    ) -> Trainer:
+        """Of the training pairs, ranked for the validation pairs."""
+        return cls(prepare, data.train, data.valid, data.num_users, data.num_items, config, seed)
+
     def rewind(self) -> None:
         """Draws the same triples again."""
         self.sampler.load_state({**self.sampler.state(), "drawn": 0})

@@ -102,9 +102,7 @@ class RankingPEP:
         kept, state = open_progress("pep", config, training, data, checkpoint_dir, resume=resume)
         rows = data.num_users + data.num_items
         allowed = {c: allowed_numbers(rows, config.width, c) for c in sorted(config.sparsities)}
-        trainer = Trainer(
-            prepare, data.train, data.valid, data.num_users, data.num_items, training, config.seed
-        )
+        trainer = Trainer.of_search(prepare, data, training, config.seed)
         if state is None:
             first, masks = self._prune(trainer, allowed, rows)
             kept.before = {"first": first, "masks": masks, "seconds": dict(trainer.seconds)}
