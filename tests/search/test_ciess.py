@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from search.pairs import planted_pairs, prepare
+from search.pairs import killed_after, planted_pairs, prepare
 
 from varemb.data.interactions import Pairs
-from varemb.search.base import Checkpoint
 from varemb.search.ciess import CIESS
 from varemb.search.dim_agents import CIESSConfig, Side
 from varemb.search.pairwise import PairwiseConfig, Trainer, packed_table, start_warm, tables_of
@@ -311,27 +310,12 @@ def test_a_loss_that_is_not_finite_ends_the_search(split):
         )
 
 
-class KilledError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("saves", [1, 2, 4, 6, 9])  # peaks, in the search, in the retraining
-def test_resume_gives_the_result_of_an_uninterrupted_run(split, tmp_path, monkeypatch, saves):
+def test_resume_gives_the_result_of_an_uninterrupted_run(split, tmp_path, saves):
     config = replace(CONFIG, is_warm=saves == 4, noise="ou")
     whole = search(split, config)
-    save, count = Checkpoint.save, 0
-
-    def save_and_die(self, state):
-        nonlocal count
-        save(self, state)
-        count += 1
-        if count == saves:
-            raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save_and_die)
-        with pytest.raises(KilledError):
-            search(split, config, checkpoint_dir=tmp_path)
+    with killed_after(saves):
+        search(split, config, checkpoint_dir=tmp_path)
     again = search(split, config, checkpoint_dir=tmp_path, resume=True)
     assert plain(again) == plain(whole)
 

@@ -5,12 +5,11 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from search.pairs import planted_pairs, prepare
+from search.pairs import killed_after, planted_pairs, prepare
 from torch.nn import functional as F
 
 from varemb.data.interactions import Pairs
 from varemb.search import RankingESAPN, RankingESAPNConfig
-from varemb.search.base import Checkpoint
 from varemb.search.esapn_ranking import _Search
 from varemb.search.pairwise import PairwiseConfig, Quality, tables_of
 from varemb.search.retraining import dims_of
@@ -236,26 +235,11 @@ def test_a_search_repeats_with_its_seed(split):
     assert search(split, replace(CONFIG, seed=1)).history != first.history
 
 
-class KilledError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("saves", [1, 2, 3, 4, 5])  # stages, then trainings of the plan
-def test_resume_gives_the_result_of_an_uninterrupted_run(split, tmp_path, monkeypatch, saves):
+def test_resume_gives_the_result_of_an_uninterrupted_run(split, tmp_path, saves):
     whole = search(split, name="ngcf")
-    save, count = Checkpoint.save, 0
-
-    def save_and_die(self, state):
-        nonlocal count
-        save(self, state)
-        count += 1
-        if count == saves:
-            raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save_and_die)
-        with pytest.raises(KilledError):
-            search(split, name="ngcf", checkpoint_dir=tmp_path)
+    with killed_after(saves):
+        search(split, name="ngcf", checkpoint_dir=tmp_path)
     again = search(split, name="ngcf", checkpoint_dir=tmp_path, resume=True)
     assert plain(again) == plain(whole)
 

@@ -5,11 +5,10 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from search.pairs import planted_pairs, prepare
+from search.pairs import killed_after, planted_pairs, prepare
 
 from varemb.nn import VarEmbedding
 from varemb.search import RankingOptEmbed, RankingOptEmbedConfig
-from varemb.search.base import Checkpoint
 from varemb.search.node_masks import MaskedNodes, NodeMasks
 from varemb.search.optembed_ranking import (
     _Search,
@@ -265,27 +264,12 @@ def test_a_search_repeats_with_its_seed(split):
     assert search(split, replace(CONFIG, seed=1)).history != first.history
 
 
-class KilledError(Exception):
-    pass
-
-
 @pytest.mark.parametrize("saves", [1, 2, 4, 6, 8, 10])  # supernet, evolutions, trainings
-def test_resume_gives_the_result_of_an_uninterrupted_run(split, tmp_path, monkeypatch, saves):
+def test_resume_gives_the_result_of_an_uninterrupted_run(split, tmp_path, saves):
     training = replace(TRAINING, lr_steps=1)  # so that the number of steps matters too
     whole = search(split, name="ngcf", training=training)
-    save, count = Checkpoint.save, 0
-
-    def save_and_die(self, state):
-        nonlocal count
-        save(self, state)
-        count += 1
-        if count == saves:
-            raise KilledError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoint, "save", save_and_die)
-        with pytest.raises(KilledError):
-            search(split, name="ngcf", training=training, checkpoint_dir=tmp_path)
+    with killed_after(saves):
+        search(split, name="ngcf", training=training, checkpoint_dir=tmp_path)
     again = search(split, name="ngcf", training=training, checkpoint_dir=tmp_path, resume=True)
     assert plain(again) == plain(whole)
 

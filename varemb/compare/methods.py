@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -186,3 +186,12 @@ def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
         if name in seen:
             raise ValueError(f"compare: the {what} {name} is given twice")
         seen.add(name)
+
+
+def check_seeds(models: Sequence[str], methods: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError unless there are models, and methods with distinct seeds each."""
+    if not models or not methods:
+        raise ValueError("compare: at least one model and one method are needed")
+    for name, seeds in methods.items():
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"compare: {name} needs distinct seeds, got {seeds}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from varemb.compare.cells import FIELD, MAIN, SWEEP, Cell, Grid
-from varemb.compare.methods import METHODS, check_names, find_method, setting_option
+from varemb.compare.methods import METHODS, check_names, check_seeds, find_method, setting_option
 from varemb.experiment import DATA, MODELS
 from varemb.search import TrainConfig, UniformConfig
 
@@ -56,11 +56,7 @@ def check_comparison(asked: Comparison) -> None:
     check_names("method", asked.methods, METHODS)
     if asked.transfer_from is not None:
         check_names("model", [asked.transfer_from], MODELS)
-    if not asked.models or not asked.methods:
-        raise ValueError("compare: at least one model and one method are needed")
-    for name, seeds in asked.methods.items():
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(f"compare: {name} needs distinct seeds, got {seeds}")
+    check_seeds(asked.models, asked.methods)
     candidates = asked.candidates
     if not candidates or candidates[0] < 1 or sorted(set(candidates)) != list(candidates):
         raise ValueError(f"compare: --candidates must be positive and increasing, got {candidates}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from varemb.compare.methods import Settings, check_names
+from varemb.compare.methods import Settings, check_names, check_seeds
 from varemb.compare.ranking_methods import (
     RANKING_METHODS,
     config_of,
@@ -93,11 +93,7 @@ def check_ranking(asked: RankingComparison) -> None:
     """Raises ValueError for what cannot be compared, before anything runs."""
     check_names("model that ranks", asked.models, RECOMMENDERS)
     check_names("method that ranks", asked.methods, RANKING_METHODS)
-    if not asked.models or not asked.methods:
-        raise ValueError("compare: at least one model and one method are needed")
-    for name, seeds in asked.methods.items():
-        if not seeds or len(set(seeds)) < len(seeds):
-            raise ValueError(f"compare: {name} needs distinct seeds, got {seeds}")
+    check_seeds(asked.models, asked.methods)
     if len(set(asked.costs)) < len(asked.costs) or any(not cost >= 0 for cost in asked.costs):
         raise ValueError(f"compare: --cost-sweep needs distinct values >= 0, got {asked.costs}")
 

@@ -47,7 +47,7 @@ from varemb.search.pairwise import (
     start_warm,
     timed,
 )
-from varemb.search.progress import closing, make_bar
+from varemb.search.progress import run_steps
 from varemb.search.retraining import (
     RankingResult,
     measure_levels,
@@ -112,7 +112,8 @@ class CIESS:
         if search.peaks is None:
             search.find_peaks()
             kept.file.save(search.state())
-        _run(search, kept.file.save, progress=progress)
+        steps = config.episodes * config.iterations
+        run_steps("ciess", search, steps, kept.file.save, _show, progress=progress)
         kept.before = search.state()
         candidates = {
             sparsity: [
@@ -161,7 +162,7 @@ class _Search:
         assert self.peaks is not None
         return (quality.nodes() / self.peaks).clamp(max=1)
 
-    def iterate(self) -> dict[str, Any]:
+    def advance(self) -> dict[str, Any]:
         """One iteration: dims, a training, rewards, updates; returns its record."""
         config, seconds = self.config, self.trainer.seconds
         before, start = dict(seconds), time.perf_counter()
@@ -229,20 +230,9 @@ class _Search:
             self.earlier.load_state_dict(state["earlier"])
 
 
-def _run(search: _Search, save: Any, *, progress: bool) -> None:
-    """The trainings that are missing, with a bar; everything is saved after each."""
-    config = search.config
-    total = config.episodes * config.iterations
-    bar = make_bar("ciess", total, initial=len(search.history), progress=progress)
-    with closing(bar):
-        while len(search.history) < total:
-            record = search.iterate()
-            search.history.append(record)
-            save(search.state())
-            if bar is not None:
-                bar.update()
-                bar.set_postfix({
-                    "reward": f"{record['reward']:.3f}",
-                    "sparsity": f"{record['sparsity']:.3f}",
-                    "R@20": f"{record['valid']['recall@20']:.4f}",
-                })  # fmt: skip
+def _show(record: dict[str, Any]) -> dict[str, str]:
+    return {
+        "reward": f"{record['reward']:.3f}",
+        "sparsity": f"{record['sparsity']:.3f}",
+        "R@20": f"{record['valid']['recall@20']:.4f}",
+    }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from varemb.search.settings import check_positive, option
+from varemb.search.sparsity import check_distinct
 from varemb.search.td3 import TD3, TD3Config
 from varemb.search.walk import LAWS, NOISES, Noise, random_walk, walk_chances
 
@@ -152,5 +153,4 @@ def check_ciess(config: CIESSConfig) -> None:
             f"CIESS: walk_length and cost must be at least 0, got {config.walk_length} and "
             f"{config.cost}"
         )
-    if not config.sparsities or len(set(config.sparsities)) != len(config.sparsities):
-        raise ValueError(f"CIESS: sparsities must be distinct, got {config.sparsities}")
+    check_distinct("CIESS", config.sparsities)

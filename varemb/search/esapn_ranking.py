@@ -38,7 +38,7 @@ with the plan's dims in proportion.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ from varemb.search.pairwise import (
     start_warm,
     timed,
 )
-from varemb.search.progress import closing, make_bar
+from varemb.search.progress import run_steps
 from varemb.search.retraining import (
     Candidate,
     RankingResult,
@@ -67,7 +67,7 @@ from varemb.search.retraining import (
     plan_candidate,
 )
 from varemb.search.settings import check_candidates, check_positive, option
-from varemb.search.sparsity import Dims, allowed_numbers, fit_dims
+from varemb.search.sparsity import Dims, allowed_numbers, check_distinct, fit_dims
 from varemb.search.stream_model import Policy
 from varemb.search.training import seeded_from
 
@@ -140,7 +140,8 @@ class RankingESAPN:
         kept, state = open_progress("esapn", config, training, data, checkpoint_dir, resume=resume)
         if state is not None:
             search.load_state(state)
-        _run(search, kept.file.save, progress=progress)
+        steps = 1 + config.stages
+        run_steps("esapn", search, steps, kept.file.save, _show, progress=progress)
         kept.before = search.state()
         dims: Dims = search.dims[search.sizes].numpy()
         return replace(
@@ -303,21 +304,8 @@ class _Search:
         self.trainer.seconds.update(state["seconds"])
 
 
-def _run(search: _Search, save: Callable[[Any], None], *, progress: bool) -> None:
-    """The stages that are missing, with a bar; everything is saved after each."""
-    total = 1 + search.config.stages
-    bar = make_bar("esapn", total, initial=len(search.history), progress=progress)
-    with closing(bar):
-        while len(search.history) < total:
-            record = search.advance()
-            search.history.append(record)
-            save(search.state())
-            if bar is not None:
-                bar.update()
-                bar.set_postfix({
-                    "sparsity": f"{record['sparsity']:.3f}",
-                    "quality": f"{record['quality']:.4f}",
-                })  # fmt: skip
+def _show(record: dict[str, Any]) -> dict[str, str]:
+    return {"sparsity": f"{record['sparsity']:.3f}", "quality": f"{record['quality']:.4f}"}
 
 
 def _check(config: RankingESAPNConfig) -> None:
@@ -327,5 +315,5 @@ def _check(config: RankingESAPNConfig) -> None:
     )
     if not config.policy_lr >= 0:
         raise ValueError(f"ESAPN: policy_lr must be at least 0, got {config.policy_lr}")
-    if config.is_fitted and len(set(config.sparsities)) < max(len(config.sparsities), 1):
-        raise ValueError(f"ESAPN: sparsities must be distinct, got {config.sparsities}")
+    if config.is_fitted:
+        check_distinct("ESAPN", config.sparsities)

@@ -30,7 +30,6 @@ DIFFERS: generations descend from the fittest of all pairs of dims that were jud
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +47,7 @@ from varemb.search.pairwise import (
     Trainer,
     packed_table,
 )
-from varemb.search.progress import closing, make_bar
+from varemb.search.progress import run_steps
 from varemb.search.retraining import (
     RankingResult,
     measure_levels,
@@ -56,7 +55,7 @@ from varemb.search.retraining import (
     plan_candidate,
 )
 from varemb.search.settings import check_positive, option
-from varemb.search.sparsity import Dims, allowed_numbers
+from varemb.search.sparsity import Dims, allowed_numbers, check_distinct
 from varemb.search.training import seeded_from
 
 _SIDES = ("user", "item")
@@ -123,7 +122,8 @@ class RankingOptEmbed:
         )
         if state is not None:
             search.load_state(state)
-        _run(search, kept.file.save, progress=progress)
+        steps = search.num_steps
+        run_steps("optembed", search, steps, kept.file.save, lambda record: {}, progress=progress)
         kept.before = search.state()
         candidates = {
             c: [plan_candidate(search.best_plan(c), data.num_users, config.width)]
@@ -280,19 +280,6 @@ class _Search:
         self.trainer.seconds.update(state["seconds"])
 
 
-def _run(search: _Search, save: Callable[[Any], None], *, progress: bool) -> None:
-    """The epochs and generations that are missing, with a bar; everything is saved after each."""
-    bar = make_bar(
-        "optembed", search.num_steps, initial=len(search.history), progress=progress
-    )  # fmt: skip
-    with closing(bar):
-        while len(search.history) < search.num_steps:
-            search.history.append(search.advance())
-            save(search.state())
-            if bar is not None:
-                bar.update()
-
-
 def _numbers(dims: tuple[int, int], kept: Tensor) -> int:
     return dims[0] * int(kept[0]) + dims[1] * int(kept[1])
 
@@ -338,8 +325,7 @@ def _check(config: RankingOptEmbedConfig) -> None:
     )  # fmt: skip
     if not 0 <= config.mutation <= 1:
         raise ValueError(f"OptEmbed: mutation must be in [0, 1], got {config.mutation}")
-    if len(set(config.sparsities)) < len(config.sparsities) or not config.sparsities:
-        raise ValueError(f"OptEmbed: sparsities must be distinct, got {config.sparsities}")
+    check_distinct("OptEmbed", config.sparsities)
     for name in ("alpha", "t_lr"):
         if not getattr(config, name) >= 0:
             raise ValueError(f"OptEmbed: {name} must be at least 0, got {getattr(config, name)}")

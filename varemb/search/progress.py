@@ -1,9 +1,9 @@
-"""Progress bars, which need tqdm only where they are shown."""
+"""Progress bars, which need tqdm only where they are shown, and searches that go on in steps."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 
@@ -43,3 +43,45 @@ def closing(bar: Bar | None) -> Iterator[Bar | None]:
     finally:
         if bar is not None:
             bar.close()
+
+
+class Advancing(Protocol):
+    """A search that goes on in steps and keeps a record of each."""
+
+    history: list[dict[str, Any]]
+
+    def advance(self) -> dict[str, Any]:
+        """Makes the next step; returns its record."""
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+
+
+def run_steps(
+    name: str,
+    search: Advancing,
+    total: int,
+    save: Callable[[dict[str, Any]], None],
+    show: Callable[[dict[str, Any]], Mapping[str, Any]],
+    *,
+    progress: bool,
+) -> None:
+    """Makes the steps that are missing; everything is saved after each.
+
+    Args:
+        name: before the bar.
+        search: whose history says how many steps are made.
+        total: of the whole search.
+        save: takes the search's state.
+        show: a record -> what stands behind the bar.
+        progress: show the bar.
+    """
+    bar = make_bar(name, total, initial=len(search.history), progress=progress)
+    with closing(bar):
+        while len(search.history) < total:
+            record = search.advance()
+            search.history.append(record)
+            save(search.state())
+            if bar is not None:
+                bar.update()
+                bar.set_postfix(show(record))

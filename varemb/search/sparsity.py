@@ -61,6 +61,12 @@ def allowed_numbers(rows: int, width: int, sparsity: float, unit: str = "numbers
     return numbers
 
 
+def check_distinct(method: str, sparsities: Sequence[float]) -> None:
+    """Raises ValueError unless there are sparsities, each once."""
+    if not sparsities or len(set(sparsities)) < len(sparsities):
+        raise ValueError(f"{method}: sparsities must be distinct, got {sparsities}")
+
+
 def fit_dims(dims: Dims, width: int, numbers: int) -> Dims:
     """Dims in proportion to given ones, 1 to D, whose sum is exactly so many numbers.
 
