@@ -7,7 +7,7 @@ differ by marker.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
@@ -49,6 +49,36 @@ STYLE: Any = {
 }
 
 
+def draw_png(
+    what: str, title: str, size: tuple[float, float], draw: Callable[[Any], None]
+) -> bytes:
+    """A figure in the report's style, with one line above it, as a PNG.
+
+    Args:
+        what: is drawn, for the error.
+        title: the line.
+        size: width and height in inches of 200 pixels.
+        draw: takes the empty figure and puts panels into it.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ImportError(f"the {what} needs matplotlib: pip install 'varemb[plots]'") from None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+        draw(figure)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=200)
+    return buffer.getvalue()
+
+
 def draw_report(runs: Sequence[Run], title: str) -> bytes:
     """The report's picture as a PNG, 2000 pixels wide.
 
@@ -59,27 +89,17 @@ def draw_report(runs: Sequence[Run], title: str) -> bytes:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("the report needs matplotlib: pip install 'varemb[plots]'") from None
-    fields = len(runs[0].plan)
-    with matplotlib.rc_context(STYLE):
-        height = max(4.0, 0.30 * fields + 1.4)
-        figure = Figure(figsize=(10, height + 4.6), layout="constrained")
-        FigureCanvasAgg(figure)
+    height = max(4.0, 0.30 * len(runs[0].plan) + 1.4)
+
+    def draw(figure: Any) -> None:
         panels = figure.subplots(2, 2, gridspec_kw={"height_ratios": [height, 3.6]})
-        figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
         styles = _method_styles(runs)
         _draw_dims(panels[0][0], runs)
         _draw_quality(panels[0][1], runs, styles)
         _draw_curves(panels[1][0], runs, styles)
         _draw_memory(panels[1][1], runs)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=200)
-    return buffer.getvalue()
+
+    return draw_png("report", title, (10, height + 4.6), draw)
 
 
 def _method_styles(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:

@@ -6,13 +6,12 @@ dims by episode, as Figure 3 of CIESS's paper; Recall@20 by lambda, as its Figur
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
 from varemb.report.comparison import Result
-from varemb.report.figure import COLORS, MARKERS, STYLE, byte_unit
+from varemb.report.figure import COLORS, MARKERS, byte_unit, draw_png
 from varemb.report.ranking import levels_of
 from varemb.report.table import method_name
 from varemb.report.tradeoff import look
@@ -37,12 +36,6 @@ def draw_ranking(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("the picture needs matplotlib: pip install 'varemb[plots]'") from None
     models = list(dict.fromkeys(result["model"] for result in (*results, *costs)))
     methods = list(dict.fromkeys(summary["method"] for summary in summaries))
     searched = [result for result in results if result["episodes"]]
@@ -54,20 +47,17 @@ def draw_ranking(
         rows.append(lambda axes, model: _draw_dims(axes, searched, methods, model))
     if costs:
         rows.append(lambda axes, model: _draw_costs(axes, costs, model))
-    with matplotlib.rc_context(STYLE):
-        size = (max(4.8 * len(models), 6.4), 3.4 * len(rows) + 0.5)
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+
+    def draw_all(figure: Any) -> None:
         panels = figure.subplots(len(rows), len(models), squeeze=False)
         for draw, line in zip(rows, panels, strict=True):
             for model, axes in zip(models, line, strict=True):
                 draw(axes, model)
         for model, axes in zip(models, panels[0], strict=True):
             axes.set_title(model)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=200)
-    return buffer.getvalue()
+
+    size = (max(4.8 * len(models), 6.4), 3.4 * len(rows) + 0.5)
+    return draw_png("picture", title, size, draw_all)
 
 
 def _draw_levels(

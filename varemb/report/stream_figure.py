@@ -6,7 +6,6 @@ runs themselves as thin lines.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import mean
@@ -14,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from varemb.report.figure import COLORS, INK, MUTED, STYLE, byte_unit
+from varemb.report.figure import COLORS, INK, MUTED, byte_unit, draw_png
 from varemb.report.frequency_panels import draw_histogram, draw_quality, draw_widths
 from varemb.report.stream_table import QUALITY, REFERENCE
 from varemb.report.table import format_bytes, method_name
@@ -37,24 +36,17 @@ def draw_streams(runs: Sequence[Run], title: str) -> bytes:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-    except ImportError:
-        raise ImportError("the report needs matplotlib: pip install 'varemb[plots]'") from None
     styles = method_colors(runs)
     panels = _panels(runs)
     cases = next((run for run in runs if run.metrics["tables"].get("case_study")), None)
     lines = -(-len(panels) // 2)
     height = 3.3 * lines
-    with matplotlib.rc_context(STYLE):
-        legend = 0.3 * -(-len(styles) // 4)
-        extra = 0.0 if cases is None else 3.9
-        figure = Figure(figsize=(10, height + 0.6 + legend + extra), layout="constrained")
-        FigureCanvasAgg(figure)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+    legend = 0.3 * -(-len(styles) // 4)
+    extra = 0.0 if cases is None else 3.9
+
+    def draw_all(figure: Any) -> None:
+        from matplotlib.lines import Line2D
+
         handles = [
             Line2D([], [], color=color, lw=3, label=method_name(method))
             for method, color in styles.items()
@@ -71,9 +63,8 @@ def draw_streams(runs: Sequence[Run], title: str) -> bytes:
             each.set_axis_off()
         if cases is not None:
             _draw_cases(parts[1], cases)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=200)
-    return buffer.getvalue()
+
+    return draw_png("report", title, (10, height + 0.6 + legend + extra), draw_all)
 
 
 def method_colors(runs: Sequence[Run]) -> Styles:

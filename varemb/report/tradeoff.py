@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
-from varemb.report.figure import COLORS, INK, MARKERS, STYLE, byte_unit
+from varemb.report.figure import COLORS, INK, MARKERS, byte_unit, draw_png
 from varemb.report.table import method_name
 
 _LOG_FROM = 8.0  # largest size over smallest above which the axis is logarithmic
@@ -22,25 +21,18 @@ def draw_tradeoff(summaries: Sequence[dict[str, Any]], title: str) -> bytes:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
-    except ImportError:
-        raise ImportError("the picture needs matplotlib: pip install 'varemb[plots]'") from None
     models = list(dict.fromkeys(summary["model"] for summary in summaries))
     methods = list(dict.fromkeys(summary["method"] for summary in summaries))
     columns = min(len(models), 3)
     lines = -(-len(models) // columns)
-    with matplotlib.rc_context(STYLE):
-        width = max(4.6 * columns, 6.4)
-        names = int(width // 1.6)  # inches of a name and its marker: as many stand in a line
-        legend = 0.25 * -(-(len(methods) + 1) // names)
-        figure = Figure(figsize=(width, 3.6 * lines + 0.7 + legend), layout="constrained")
-        FigureCanvasAgg(figure)
+    width = max(4.6 * columns, 6.4)
+    names = int(width // 1.6)  # inches of a name and its marker: as many stand in a line
+    legend = 0.25 * -(-(len(methods) + 1) // names)
+
+    def draw(figure: Any) -> None:
+        from matplotlib.lines import Line2D
+
         panels = list(figure.subplots(lines, columns, squeeze=False).flat)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
         for model, axes in zip(models, panels, strict=False):
             _draw_panel(axes, [s for s in summaries if s["model"] == model], methods)
             axes.set_title(model)
@@ -55,9 +47,8 @@ def draw_tradeoff(summaries: Sequence[dict[str, Any]], title: str) -> bytes:
             line = Line2D([], [], color=INK, lw=0.8, ls=":", label="full width's AUC")
             handles.append(line)
         figure.legend(handles=handles, loc="outside lower center", ncols=names, frameon=False)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=200)
-    return buffer.getvalue()
+
+    return draw_png("picture", title, (width, 3.6 * lines + 0.7 + legend), draw)
 
 
 def look(methods: Sequence[str], method: str) -> tuple[str, str]:
