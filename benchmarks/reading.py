@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.timing import resident_bytes
 from varemb.data import open_encoded
 from varemb.data.criteo import CRITEO
 from varemb.data.encoding import count_values, encode_log
@@ -81,17 +82,10 @@ def _hashes(draw: np.random.Generator, field: int, count: int) -> Any:
     return pyarrow.Array.from_buffers(pyarrow.string(), BLOCK_ROWS, buffers)
 
 
-def peak_memory() -> int:
-    """Largest resident memory of this process so far, in bytes, as Linux tells it."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
 def measure(source: Path, folder: Path, *, block_bytes: int = BLOCK_BYTES) -> dict[str, Any]:
     """Seconds and memory of counting and of encoding, and of random batches read back."""
     warnings.simplefilter("ignore")
-    before = peak_memory()
+    before = resident_bytes("VmHWM")
     start = time.perf_counter()
     options: Any = {"progress": False, "block_bytes": block_bytes}
     vocabulary = count_values(CRITEO, source, **options)
@@ -99,7 +93,7 @@ def measure(source: Path, folder: Path, *, block_bytes: int = BLOCK_BYTES) -> di
     distinct = sum(vocabulary.distinct.values())
     data = encode_log(CRITEO, source, folder, vocabulary=vocabulary, **options)
     encoded = time.perf_counter()
-    peak = peak_memory()
+    peak = resident_bytes("VmHWM")
     generator = torch.Generator().manual_seed(0)
     for _ in range(_BATCHES):
         data.ids[torch.randint(len(data), (_BATCH,), generator=generator)]

@@ -2,23 +2,22 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a peak of memory")
 
 _SCRIPT = """
-from pathlib import Path
-
-def resident(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+from benchmarks.timing import forget_peak, resident_bytes
 
 {setup}
-Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-before = resident("VmRSS")
+forget_peak()
+before = resident_bytes("VmRSS")
 {code}
-print(resident("VmHWM") - before)
+print(resident_bytes("VmHWM") - before)
 """
 
 
@@ -26,6 +25,6 @@ def peak_bytes(setup: str, code: str) -> int:
     """Most resident memory while `code` runs, beyond that after `setup`."""
     script = _SCRIPT.format(setup=setup, code=code)
     done = subprocess.run(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
     return int(done.stdout.splitlines()[-1])
