@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from varemb.models.layers import make_id_weights, make_mlp, multiply_pairs
+from varemb.models.layers import Dropout, make_id_weights, make_mlp, multiply_pairs
 
 
 class NFM(nn.Module):
@@ -53,7 +53,7 @@ class NFM(nn.Module):
         super().__init__()
         self.embedding = embedding
         self.wide = make_id_weights(cardinalities)
-        self.pairs = nn.Sequential(nn.BatchNorm1d(width), nn.Dropout(dropout))
+        self.pairs = nn.Sequential(nn.BatchNorm1d(width), Dropout(dropout))
         self.deep = make_mlp(width, hidden, dropout)
 
     def forward(self, ids: Tensor) -> Tensor:  # [B, F] -> [B]
