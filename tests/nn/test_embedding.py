@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from varemb import SizePlan, VarEmbedding
+from varemb.nn import embedding
 from varemb.testing import assert_agree, dims_of, runnable_backends
 
 DIMS = dims_of("uniform", 50, 8)
@@ -276,3 +277,34 @@ def test_training_equals_a_dense_table_times_a_mask(backend):
     assert (ours - theirs).abs().max() <= 1e-6
     outside = mask == 0
     assert torch.equal(masked[outside], dense[outside])
+
+
+def first_numbers(threads: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        torch.manual_seed(0)
+        return VarEmbedding(1000, 8, dims=7, dtype=dtype).weight.detach()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_first_numbers_of_a_small_table_are_those_of_torch():
+    torch.manual_seed(0)
+    assert torch.equal(first_numbers(1), torch.empty(7000).normal_())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_first_numbers_of_a_large_table_are_normal_and_the_same_on_any_threads(monkeypatch, dtype):
+    monkeypatch.setattr(embedding, "_FILLED_AT_A_TIME", 1024)
+    numbers = first_numbers(1, dtype)
+    assert torch.equal(numbers, first_numbers(2, dtype))
+    assert abs(numbers.double().mean()) < 0.06 and abs(numbers.double().std() - 1) < 0.04
+    parts = numbers.split(1024)  # the last one is shorter
+    assert len({part[0].item() for part in parts}) == len(parts)
+
+
+def test_first_numbers_of_a_large_table_leave_the_padding_row_zero(monkeypatch):
+    monkeypatch.setattr(embedding, "_FILLED_AT_A_TIME", 16)
+    table = VarEmbedding(50, 8, padding_idx=3, dims=7)
+    assert not table.row(3).any() and table.row(4).all()
