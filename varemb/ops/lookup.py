@@ -12,6 +12,7 @@ from varemb.ops.schemas import LIBRARIES
 from varemb.ops.training import (
     LEAD,
     Fused,
+    call_trained,
     check_call,
     is_trained,
     limit_tensor,
@@ -69,7 +70,7 @@ def lookup(
     where = (rows.num_rows, rows.width, rows.granule)
     if is_trained(values, fused):
         lead, last = trained_arguments("lookup", rows, values, fused, sparse, padding_idx)
-        out = ops.lookup_trained(*lead, rows.index, flat, limits, *where, *last)
+        out = call_trained(ops, "lookup_trained", *lead, rows.index, flat, limits, *where, *last)
     else:
         out = ops.lookup(values, rows.index, flat, limits, *where)
     return out.view(*indices.shape, rows.width)
@@ -102,8 +103,7 @@ def _register(name: str) -> None:
 
     torch.library.register_fake(f"{name}::lookup", _fake, lib=library)
     torch.library.register_fake(f"{name}::lookup_trained", _fake_trained, lib=library)
-    library.impl("lookup_trained", trained, "CompositeExplicitAutograd")
-    register_training(library, "lookup_trained", _setup, backward)
+    register_training(library, "lookup_trained", trained, _setup, backward)
 
 
 for _name in LIBRARIES:

@@ -15,6 +15,7 @@ from varemb.ops.training import (
     MODES,
     Fused,
     LookedUp,
+    call_trained,
     check_bags,
     check_call,
     is_trained,
@@ -76,7 +77,9 @@ def lookup_bag(
     if is_trained(values, fused, per_sample_weights):
         lead, last = trained_arguments("lookup_bag", rows, values, fused, sparse, padding_idx)
         options = (MODES[mode], include_last_offset, *last)
-        out, _ = ops.lookup_bag_trained(*lead, rows.index, *bags, limits, *where, *options)
+        out, _ = call_trained(
+            ops, "lookup_bag_trained", *lead, rows.index, *bags, limits, *where, *options
+        )
     else:
         padding = -1 if padding_idx is None else padding_idx
         out, _ = ops.lookup_bag(
@@ -139,8 +142,7 @@ def _register(name: str) -> None:
     torch.library.register_fake(f"{name}::lookup_bag", _fake, lib=library)
     torch.library.register_fake(f"{name}::lookup_bag_trained", fake_trained, lib=library)
     torch.library.register_fake(f"{name}::lookup_bag_weights_backward", fake_weights, lib=library)
-    library.impl("lookup_bag_trained", trained, "CompositeExplicitAutograd")
-    register_training(library, "lookup_bag_trained", _setup, backward)
+    register_training(library, "lookup_bag_trained", trained, _setup, backward)
 
 
 for _name in LIBRARIES:

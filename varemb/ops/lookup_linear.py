@@ -12,6 +12,7 @@ from varemb.ops.schemas import LIBRARIES
 from varemb.ops.training import (
     LEAD,
     Fused,
+    call_trained,
     check_call,
     is_trained,
     register_training,
@@ -76,7 +77,7 @@ def lookup_linear(
     where = (rows.num_rows, rows.width, rows.granule)
     if is_trained(values, fused, weight, bias):
         lead, last = trained_arguments("lookup_linear", rows, values, fused, sparse, padding_idx)
-        out = ops.lookup_linear_trained(*lead, *linear, *where, *last)
+        out = call_trained(ops, "lookup_linear_trained", *lead, *linear, *where, *last)
     else:
         out = ops.lookup_linear(values, *linear, *where)
     return out.view(*indices.shape, weight.shape[1])
@@ -135,8 +136,7 @@ def _register(name: str) -> None:
     torch.library.register_fake(f"{name}::lookup_linear", _fake, lib=library)
     torch.library.register_fake(f"{name}::lookup_linear_trained", _fake_trained, lib=library)
     torch.library.register_fake(f"{name}::lookup_linear_backward", _fake_backward, lib=library)
-    library.impl("lookup_linear_trained", trained, "CompositeExplicitAutograd")
-    register_training(library, "lookup_linear_trained", _setup, backward)
+    register_training(library, "lookup_linear_trained", trained, _setup, backward)
 
 
 for _name in LIBRARIES:

@@ -107,6 +107,7 @@ def values_gradient(
 def register_training(
     library: torch.library.Library,
     name: str,
+    forward: Callable[..., Any],
     setup: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., tuple[Any, ...]],
 ) -> None:
@@ -116,16 +117,16 @@ def register_training(
     Args:
         library: where the operation is defined.
         name: the operation.
+        forward: what it computes; gets the arguments.
         setup: keeps on ctx what backward needs; gets ctx, the arguments and the output.
         backward: gets ctx and the output's gradients; returns one gradient per argument.
     """
-    op = getattr(getattr(torch.ops, library.ns), name).default
 
     class Trained(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *arguments: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
-                output = op(*arguments)
+                output = forward(*arguments)
             setup(ctx, arguments, output)
             return output
 
@@ -133,10 +134,23 @@ def register_training(
         def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
             return backward(ctx, *grads)
 
-    def forward(*arguments: Any) -> Any:
+    def apply(*arguments: Any) -> Any:
         return Trained.apply(*arguments)
 
-    library.impl(name, forward, "Autograd")
+    _APPLY[library.ns, name] = apply
+    library.impl(name, forward, "CompositeExplicitAutograd")
+    library.impl(name, apply, "Autograd")
+
+
+_APPLY: dict[tuple[str, str], Callable[..., Any]] = {}  # namespace and operation -> its autograd
+
+
+def call_trained(ops: Any, name: str, *arguments: Any) -> Any:
+    """Calls a differentiable operation: as one when a graph is traced, else its autograd function
+    at once, which spares two ways through torch's dispatcher and Python."""
+    if torch.compiler.is_compiling():
+        return getattr(ops, name)(*arguments)
+    return _APPLY[ops.name, name](*arguments)
 
 
 def sequence(
