@@ -39,15 +39,23 @@ class Gradient {
     limit_ = limit_of(args.limit);
     weights_ = data_or_null<T>(args.per_sample_weights);
     winners_ = data_or_null<int32_t>(args.winners);
+    // What a lookup's place among all others does not decide, its bag does.
+    const bool tag_bags = weights_ == nullptr && winners_ == nullptr && limit_.stride == 0 &&
+                          !is_paged(args.index);
     dispatch_index(args.indices, [&](auto index_type) {
       using Index = typename decltype(index_type)::type;
-      int64_t in_bags = lookups;
-      if (args.offsets) {
-        in_bags = read_bags(
-            checked_bags<Index>(op, *args.offsets, lookups, args.include_last_offset), args);
-      }
-      sorted_ =
-          sort_lookups(op, data<Index>(args.indices), in_bags, args.num_rows, args.padding_idx);
+      const Index* const indices = data<Index>(args.indices);
+      const auto sort = [&](int64_t count, const Bags<Index>* tags) {
+        sorted_ = sort_lookups(op, indices, count, args.num_rows, args.padding_idx, tags);
+      };
+      if (!args.offsets) return sort(lookups, nullptr);
+      const auto bags = checked_bags<Index>(op, *args.offsets, lookups, args.include_last_offset);
+      // An included last offset may leave some lookups out.
+      const int64_t in_bags = bags.bags > 0 ? bags.end(bags.bags - 1) : 0;
+      if (static_cast<Pool>(args.mode) == Pool::kMean) read_scales(bags, indices, args.padding_idx);
+      if (tag_bags) return sort(in_bags, &bags);
+      read_bags(bags);
+      sort(in_bags, nullptr);
     });
     if (is_paged(args.index)) refuse_absent(op);
   }
@@ -106,7 +114,7 @@ class Gradient {
       BadIndex first;
       for (int64_t at = begin * kChunk; at < std::min(sorted_.count, end * kChunk); ++at) {
         const int64_t row = row_of(key(at));
-        if (rows_(row).dim < 0) first.keep_first({position_of(key(at)), row});
+        if (rows_(row).dim < 0) first.keep_first({tag_of(key(at)), row});
       }
       return first;
     });
@@ -118,49 +126,52 @@ class Gradient {
   Run run_at(int64_t at) const {
     const int64_t row = row_of(key(at));
     const Row where = rows_(row);
-    int32_t dim = limit_.apply(where.dim, position_of(key(at)));
+    int32_t dim = limit_.apply(where.dim, tag_of(key(at)));
     int64_t end = at + 1;
     while (end < sorted_.count && row_of(key(end)) == row) {
       if (limit_.numbers != nullptr)
-        dim = std::max(dim, limit_.apply(where.dim, position_of(key(end))));
+        dim = std::max(dim, limit_.apply(where.dim, tag_of(key(end))));
       ++end;
     }
     return {row, where, at, end, dim};
   }
 
-  // Fills what the bags say about each lookup; returns how many lookups lie in a bag (an included
-  // last offset may leave some out).
   template <typename Index>
-  int64_t read_bags(const Bags<Index>& bags, const GradientArgs& args) {
-    const Pool pool = static_cast<Pool>(args.mode);
+  void read_bags(const Bags<Index>& bags) {
     bag_of_.reset(new int32_t[static_cast<size_t>(bags.lookups)]);
-    if (pool == Pool::kMean) bag_scale_.resize(static_cast<size_t>(bags.bags));
-    const Index* indices = data<Index>(args.indices);
+    torch::stable::parallel_for(0, bags.bags, 512, [&](int64_t begin, int64_t end) {
+      for (int64_t bag = begin; bag < end; ++bag)
+        std::fill(
+            bag_of_.get() + bags.begin(bag), bag_of_.get() + bags.end(bag),
+            static_cast<int32_t>(bag));
+    });
+  }
+
+  template <typename Index>
+  void read_scales(const Bags<Index>& bags, const Index* indices, int64_t padding_idx) {
+    bag_scale_.resize(static_cast<size_t>(bags.bags));
     torch::stable::parallel_for(0, bags.bags, 512, [&](int64_t begin, int64_t end) {
       for (int64_t bag = begin; bag < end; ++bag) {
         int64_t count = 0;
-        for (int64_t p = bags.begin(bag); p < bags.end(bag); ++p) {
-          bag_of_[p] = static_cast<int32_t>(bag);
-          count += static_cast<int64_t>(indices[p]) != args.padding_idx;
-        }
-        if (pool == Pool::kMean)
-          bag_scale_[bag] = count > 0 ? Acc(1) / static_cast<Acc>(count) : Acc(0);
+        for (int64_t p = bags.begin(bag); p < bags.end(bag); ++p)
+          count += static_cast<int64_t>(indices[p]) != padding_idx;
+        bag_scale_[bag] = count > 0 ? Acc(1) / static_cast<Acc>(count) : Acc(0);
       }
     });
-    return bags.bags > 0 ? bags.end(bags.bags - 1) : 0;
   }
 
-  int64_t source_of(int64_t position) const { return bag_of_ ? bag_of_[position] : position; }
+  // The line of the gradient that a lookup gets.
+  int64_t source_of(int64_t tag) const { return bag_of_ ? bag_of_[tag] : tag; }
 
-  Acc scale_of(int64_t position, int64_t source) const {
-    if (weights_ != nullptr) return static_cast<Acc>(weights_[position]);
+  Acc scale_of(int64_t tag, int64_t source) const {
+    if (weights_ != nullptr) return static_cast<Acc>(weights_[tag]);
     return bag_scale_[source];
   }
 
   void prefetch_gradient(const Run& run) const {
     for (int64_t i = run.begin; i < std::min(run.end, run.begin + 4); ++i) {
       prefetch_bytes(
-          grad_ + source_of(position_of(key(i))) * width_,
+          grad_ + source_of(tag_of(key(i))) * width_,
           run.dim * static_cast<int64_t>(sizeof(T)));
     }
   }
@@ -171,15 +182,15 @@ class Gradient {
     const bool is_weighted = weights_ != nullptr || !bag_scale_.empty();
     if constexpr (std::is_same_v<T, Acc>) {
       if (run.end - run.begin == 1 && !is_weighted)
-        return grad_ + source_of(position_of(key(run.begin))) * width_;
+        return grad_ + source_of(tag_of(key(run.begin))) * width_;
     }
     terms.rows.clear();
     terms.weights.clear();
     for (int64_t i = run.begin; i < run.end; ++i) {
-      const int64_t position = position_of(key(i));
-      const int64_t source = source_of(position);
-      terms.rows.push_back({grad_ + source * width_, limit_.apply(run.where.dim, position)});
-      if (is_weighted) terms.weights.push_back(scale_of(position, source));
+      const int64_t tag = tag_of(key(i));
+      const int64_t source = source_of(tag);
+      terms.rows.push_back({grad_ + source * width_, limit_.apply(run.where.dim, tag)});
+      if (is_weighted) terms.weights.push_back(scale_of(tag, source));
     }
     const int64_t count = static_cast<int64_t>(terms.rows.size());
     const SumOptions<T> options{is_weighted ? terms.weights.data() : nullptr};
@@ -192,7 +203,7 @@ class Gradient {
   const Acc* sum_of_winners(const Run& run, Acc* sum) const {
     std::fill(sum, sum + run.dim, Acc(0));
     for (int64_t i = run.begin; i < run.end; ++i) {
-      const int64_t position = position_of(key(i));
+      const int64_t position = tag_of(key(i));
       const int64_t at = source_of(position) * width_;
       const int32_t dim = limit_.apply(run.where.dim, position);
       for (int32_t k = 0; k < dim; ++k) {
@@ -208,7 +219,7 @@ class Gradient {
   Limit limit_;
   const T* weights_ = nullptr;
   const int32_t* winners_ = nullptr;
-  std::unique_ptr<int32_t[]> bag_of_;  // [L]
+  std::unique_ptr<int32_t[]> bag_of_;  // [L], where lookups are tagged with positions
   std::vector<Acc> bag_scale_;         // [G], mean only
   SortedLookups sorted_;
 };

@@ -2,20 +2,21 @@
 // on the threads.
 #pragma once
 
-#include "dispatch.h"
+#include "bags.h"
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <vector>
 
 namespace varemb {
 namespace {
 
-// A row and the position of a lookup of it; 32 bits each, which check_rows and sort_lookups make
-// sure of.
+// A row and the tag of a lookup of it, its position or its bag; 32 bits each, which check_rows and
+// sort_lookups make sure of.
 using Key = uint64_t;
 inline int64_t row_of(Key key) { return static_cast<int64_t>(key >> 32); }
-inline int64_t position_of(Key key) { return static_cast<int64_t>(key & 0xffffffffu); }
+inline int64_t tag_of(Key key) { return static_cast<int64_t>(key & 0xffffffffu); }
 
 struct SortedLookups {
   std::unique_ptr<Key[]> keys;
@@ -65,40 +66,76 @@ inline void radix_pass(
   });
 }
 
+// The keys of lookups in the order of their positions, tagged with the bags if there are any, else
+// with the positions. Lookups of padding_idx get the row num_rows, which sorts them last; returns
+// how many others there are.
+template <typename Index>
+int64_t make_keys(
+    const char* op,
+    const Index* indices,
+    int64_t lookups,
+    int64_t num_rows,
+    int64_t padding_idx,
+    const Bags<Index>* bags,
+    Key* keys) {
+  std::atomic<int64_t> kept{0};
+  const auto make = [&](int64_t begin, int64_t end, const auto& tag, BadIndex& bad) {
+    int64_t padded = 0;
+    for (int64_t p = begin; p < end; ++p) {
+      const int64_t row = static_cast<int64_t>(indices[p]);
+      if (__builtin_expect(static_cast<uint64_t>(row) >= static_cast<uint64_t>(num_rows), 0))
+        bad.keep_first({p, row});
+      const bool is_padding = row == padding_idx;
+      padded += is_padding;
+      keys[p] = static_cast<Key>(is_padding ? num_rows : row) << 32 | static_cast<Key>(tag(p));
+    }
+    kept += end - begin - padded;
+  };
+  BadIndex bad;
+  if (bags == nullptr) {
+    bad = parallel_lookup(lookups, kSortGrain, [&](int64_t begin, int64_t end) {
+      BadIndex first;
+      make(begin, end, [](int64_t p) { return p; }, first);
+      return first;
+    });
+  } else {
+    bad = parallel_lookup(bags->bags, 512, [&](int64_t begin, int64_t end) {
+      BadIndex first;
+      for (int64_t bag = begin; bag < end; ++bag) {
+        make(bags->begin(bag), bags->end(bag), [=](int64_t) { return bag; }, first);
+      }
+      return first;
+    });
+  }
+  bad.raise(op, num_rows);
+  return kept;
+}
+
 // Lookups sorted by row, equal rows in the order of their positions; lookups of padding_idx are
-// left out.
+// left out. `bags`: what to tag them with instead of their positions, or null.
 template <typename Index>
 SortedLookups sort_lookups(
     const char* op,
     const Index* indices,
     int64_t lookups,
     int64_t num_rows,
-    int64_t padding_idx) {
+    int64_t padding_idx,
+    const Bags<Index>* bags) {
   check(
       lookups <= std::numeric_limits<uint32_t>::max(), op,
       ": at most 2^32 - 1 indices in a call, got ", lookups);
   SortedLookups sorted;
   sorted.keys.reset(new Key[static_cast<size_t>(lookups)]);
-  BadIndex bad;
-  for (int64_t p = 0; p < lookups; ++p) {
-    const int64_t row = static_cast<int64_t>(indices[p]);
-    if (row < 0 || row >= num_rows) {
-      bad = {p, row};
-      break;
-    }
-    sorted.keys[sorted.count] = static_cast<Key>(row) << 32 | static_cast<Key>(p);
-    sorted.count += row != padding_idx;
-  }
-  bad.raise(op, num_rows);
-  const int bits = bits_for(num_rows);
+  sorted.count =
+      make_keys(op, indices, lookups, num_rows, padding_idx, bags, sorted.keys.get());
+  const int bits = bits_for(num_rows + 1);
   const int passes = (bits + kDigitBits - 1) / kDigitBits;
   const int pass_bits = (bits + passes - 1) / passes;
   const int64_t threads = static_cast<int64_t>(torch::stable::get_num_threads());
-  const int64_t chunks = std::clamp<int64_t>(sorted.count / kSortGrain, 1, threads);
+  const int64_t chunks = std::clamp<int64_t>(lookups / kSortGrain, 1, threads);
   std::unique_ptr<Key[]> other(new Key[static_cast<size_t>(lookups)]);
   for (int pass = 0; pass < passes; ++pass) {
-    radix_pass(
-        sorted.keys.get(), other.get(), sorted.count, 32 + pass * pass_bits, pass_bits, chunks);
+    radix_pass(sorted.keys.get(), other.get(), lookups, 32 + pass * pass_bits, pass_bits, chunks);
     sorted.keys.swap(other);
   }
   return sorted;
