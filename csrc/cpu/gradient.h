@@ -40,8 +40,8 @@ class Gradient {
     weights_ = data_or_null<T>(args.per_sample_weights);
     winners_ = data_or_null<int32_t>(args.winners);
     // What a lookup's place among all others does not decide, its bag does.
-    const bool tag_bags = weights_ == nullptr && winners_ == nullptr && limit_.stride == 0 &&
-                          !is_paged(args.index);
+    const bool tag_bags =
+        weights_ == nullptr && winners_ == nullptr && limit_.stride == 0 && !is_paged(args.index);
     dispatch_index(args.indices, [&](auto index_type) {
       using Index = typename decltype(index_type)::type;
       const Index* const indices = data<Index>(args.indices);
@@ -129,8 +129,7 @@ class Gradient {
     int32_t dim = limit_.apply(where.dim, tag_of(key(at)));
     int64_t end = at + 1;
     while (end < sorted_.count && row_of(key(end)) == row) {
-      if (limit_.numbers != nullptr)
-        dim = std::max(dim, limit_.apply(where.dim, tag_of(key(end))));
+      if (limit_.numbers != nullptr) dim = std::max(dim, limit_.apply(where.dim, tag_of(key(end))));
       ++end;
     }
     return {row, where, at, end, dim};
@@ -171,8 +170,7 @@ class Gradient {
   void prefetch_gradient(const Run& run) const {
     for (int64_t i = run.begin; i < std::min(run.end, run.begin + 4); ++i) {
       prefetch_bytes(
-          grad_ + source_of(tag_of(key(i))) * width_,
-          run.dim * static_cast<int64_t>(sizeof(T)));
+          grad_ + source_of(tag_of(key(i))) * width_, run.dim * static_cast<int64_t>(sizeof(T)));
     }
   }
 

@@ -126,8 +126,7 @@ SortedLookups sort_lookups(
       ": at most 2^32 - 1 indices in a call, got ", lookups);
   SortedLookups sorted;
   sorted.keys.reset(new Key[static_cast<size_t>(lookups)]);
-  sorted.count =
-      make_keys(op, indices, lookups, num_rows, padding_idx, bags, sorted.keys.get());
+  sorted.count = make_keys(op, indices, lookups, num_rows, padding_idx, bags, sorted.keys.get());
   const int bits = bits_for(num_rows + 1);
   const int passes = (bits + kDigitBits - 1) / kDigitBits;
   const int pass_bits = (bits + passes - 1) / passes;

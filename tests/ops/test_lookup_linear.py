@@ -113,3 +113,32 @@ def test_weight_gradient_does_not_depend_on_the_number_of_threads():
         grads.append((table.values.grad, weight.grad, bias.grad))
     torch.set_num_threads(before)
     assert all(torch.equal(a, b) for g in grads[1:] for a, b in zip(g, grads[0], strict=True))
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton"])
+@pytest.mark.parametrize("outputs", [16, 64, 70])
+@pytest.mark.parametrize("is_shared", [False, True], ids=["apart", "shared"])
+def test_lookup_linear_of_many_lookups_in_a_group(backend, outputs, is_shared):
+    torch.manual_seed(5)
+    dims = torch.tensor([13, 64] * 20)
+    groups = torch.full((1, 65, 2), -1)
+    groups[0, 13] = torch.tensor([0, 0])
+    # Shared: both sizes multiply by the first lines of one matrix and add one bias.
+    groups[0, 64] = torch.tensor([0, 0] if is_shared else [13, 1])
+    indices = torch.randint(0, 40, (2999,))
+    table = make_table(dims, 64, torch.float64)
+    weight = torch.randn(77, outputs, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(2, outputs, dtype=torch.float64, requires_grad=True)
+    out = lookup_linear(table.values, table.rows, indices, groups, weight, bias, backend=backend)
+    dense, wide, offset = (t.detach().clone().requires_grad_() for t in (table.dense, weight, bias))
+    first, group = groups[0, dims[indices]].unbind(1)  # [L], [L]
+    lines = first[:, None] + torch.arange(64)  # beyond a row's dim the dense row is zero
+    expected = torch.einsum("lk,lko->lo", dense[indices], wide[lines.clamp(max=76)]) + offset[group]
+    assert_agree(out, expected)
+    grad = torch.randn_like(out)
+    out.backward(grad)
+    expected.backward(grad)
+    kept = torch.arange(64) < dims[:, None]
+    assert_agree(table.values.grad, dense.grad[kept])
+    assert_agree(weight.grad, wide.grad)
+    assert_agree(bias.grad, offset.grad)
