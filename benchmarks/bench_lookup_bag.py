@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from benchmarks import ours, peers
+from benchmarks import fbgemm, ours, peers, size_classes
 from benchmarks.cases import Spec
 from benchmarks.contenders import Block, Contender, Target, forward_of
 
@@ -20,8 +20,8 @@ def out_rows(spec: Spec) -> int:
 
 def blocks() -> list[Block]:
     """VarEmbeddingBag against padded, masked and size-class tables."""
-    padded_tbe = partial(peers.padded_tbe, optimizer="sgd")
-    class_tbe = partial(peers.class_tbe, optimizer="sgd")
+    padded_tbe = partial(fbgemm.padded_tbe, optimizer="sgd")
+    class_tbe = partial(fbgemm.class_tbe, optimizer="sgd")
     class_tbe_sort = partial(class_tbe, by_sort=True)
     return [
         Block(
@@ -36,7 +36,9 @@ def blocks() -> list[Block]:
                 Contender("FBGEMM TBE padded", forward_of(padded_tbe), "padded"),
                 Contender("nn.Embedding x mask, summed", forward_of(peers.masked_bag), "masked"),
                 Contender(
-                    "size-class nn.EmbeddingBag (sort)", forward_of(peers.class_bags), "classes"
+                    "size-class nn.EmbeddingBag (sort)",
+                    forward_of(size_classes.class_bags),
+                    "classes",
                 ),
                 Contender(
                     "size-class FBGEMM TBE (sort)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks import ours, peers
+from benchmarks import fbgemm, ours, peers, size_classes
 from benchmarks.cases import Case, Spec
 from benchmarks.contenders import Block, Contender, Target, output_grad
 from benchmarks.peers import MakeOptimizer, step_runner
@@ -51,15 +51,15 @@ def _block(
     def with_tbe(name: str, build: peers.Build, layout: str, target: Target | None) -> Contender:
         return Contender(f"{name} {optimizer}", _tbe_step(build), layout, optimizer, target)
 
-    padded_tbe = partial(peers.padded_tbe, optimizer=optimizer)
-    class_tbe = partial(peers.class_tbe, optimizer=optimizer)
+    padded_tbe = partial(fbgemm.padded_tbe, optimizer=optimizer)
+    class_tbe = partial(fbgemm.class_tbe, optimizer=optimizer)
     return Block(
         Contender(f"VarEmbeddingBag fused {optimizer}", _our_step(optimizer), "jagged", optimizer),
         (
             with_torch("nn.EmbeddingBag", peers.padded_bag, "padded", torch_target),
             with_tbe("FBGEMM TBE padded", padded_tbe, "padded", tbe_target),
             with_torch("nn.Embedding x mask", peers.masked_bag, "masked", None),
-            with_torch("size-class nn.EmbeddingBag", peers.class_bags, "classes", None),
+            with_torch("size-class nn.EmbeddingBag", size_classes.class_bags, "classes", None),
             with_tbe("size-class FBGEMM TBE", class_tbe, "classes", None),
         ),
     )

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_lookup_bag, ours, peers, run, timing
+from benchmarks import bench_lookup_bag, fbgemm, ours, peers, run, size_classes, timing
 from benchmarks.cases import (
     Batch,
     Case,
@@ -26,7 +26,8 @@ from benchmarks.cases import (
     standard_specs,
 )
 from benchmarks.contenders import Settings, measure_case, output_grad
-from benchmarks.peers import Lookup, SizeClasses, UnavailableError
+from benchmarks.peers import Lookup, UnavailableError
+from benchmarks.size_classes import SizeClasses
 from benchmarks.table import format_case
 from benchmarks.timing import Runner
 
@@ -173,9 +174,9 @@ def test_touch_pages_leaves_values_alone() -> None:
     ("build", "multiple"),
     [
         (peers.masked_bag, None),
-        (peers.class_bags, 1),
-        pytest.param(peers.class_tbe, 4, marks=needs_fbgemm),
-        pytest.param(partial(peers.class_tbe, by_sort=True), 4, marks=needs_fbgemm),
+        (size_classes.class_bags, 1),
+        pytest.param(fbgemm.class_tbe, 4, marks=needs_fbgemm),
+        pytest.param(partial(fbgemm.class_tbe, by_sort=True), 4, marks=needs_fbgemm),
     ],
 )
 def test_pooled_peers_give_the_same_sums(build: peers.Build, multiple: int | None) -> None:
@@ -188,7 +189,7 @@ def test_pooled_peers_give_the_same_sums(build: peers.Build, multiple: int | Non
 
 
 @pytest.mark.parametrize(
-    ("build", "multiple"), [(peers.masked_embedding, None), (peers.class_embeddings, 1)]
+    ("build", "multiple"), [(peers.masked_embedding, None), (size_classes.class_embeddings, 1)]
 )
 def test_sequence_peers_give_the_same_rows(build: peers.Build, multiple: int | None) -> None:
     case = Case(TINY)
@@ -214,14 +215,14 @@ def test_a_step_trains_every_contender_alike(name: str) -> None:
     expected = trained_output(masked, [peers.torch_sgd(masked.trained)], case)
     optimizers: list[torch.optim.Optimizer] = []
     if name == "tbe":
-        lookup = peers.class_tbe(case, "sgd")
+        lookup = fbgemm.class_tbe(case, "sgd")
     elif name == "ours":
         lookup = ours.jagged_bag(case)
         with torch.no_grad():
             lookup.trained[0].fill_(peers.INITIAL_VALUE)
         optimizers = [ours.fused_optimizer(lookup, "sgd")]
     else:
-        lookup = peers.class_bags(case)
+        lookup = size_classes.class_bags(case)
         optimizers = [peers.torch_sgd(lookup.trained)]
     torch.testing.assert_close(trained_output(lookup, optimizers, case), expected)
 
@@ -230,17 +231,17 @@ def test_missing_fbgemm_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> Any:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(peers.importlib, "import_module", refuse)
+    monkeypatch.setattr(fbgemm.importlib, "import_module", refuse)
     with pytest.raises(UnavailableError, match=r"not installed \(pip install --no-deps fbgemm"):
-        peers.padded_tbe(Case(TINY))
+        fbgemm.padded_tbe(Case(TINY))
 
 
 @needs_fbgemm
 def test_what_fbgemm_cannot_do_is_said() -> None:
     with pytest.raises(UnavailableError, match="adam is not supported in CPU mode"):
-        peers.padded_tbe(Case(TINY), "adam")
+        fbgemm.padded_tbe(Case(TINY), "adam")
     with pytest.raises(UnavailableError, match="Mixed dimension tables"):
-        peers.class_tbe(Case(TINY), is_pooled=False)
+        fbgemm.class_tbe(Case(TINY), is_pooled=False)
 
 
 def test_a_peer_that_does_not_fit_is_said() -> None:
