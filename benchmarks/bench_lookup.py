@@ -33,6 +33,7 @@ def blocks() -> list[Block]:
                 ),
                 Contender("FBGEMM TBE padded", forward_of(padded_tbe), "padded"),
                 Contender("nn.Embedding x mask", forward_of(peers.masked_embedding), "masked"),
+                Contender("six full nn.Embedding", forward_of(peers.six_embeddings), "six"),
                 Contender(
                     "size-class nn.Embedding", forward_of(size_classes.class_embeddings), "classes"
                 ),

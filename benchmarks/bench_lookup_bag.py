@@ -34,7 +34,11 @@ def blocks() -> list[Block]:
                     target=PADDED_TARGET,
                 ),
                 Contender("FBGEMM TBE padded", forward_of(padded_tbe), "padded"),
+                Contender(
+                    "nn.Embedding padded, summed", forward_of(peers.summed_embedding), "padded"
+                ),
                 Contender("nn.Embedding x mask, summed", forward_of(peers.masked_bag), "masked"),
+                Contender("six full nn.Embedding, summed", forward_of(peers.six_bags), "six"),
                 Contender(
                     "size-class nn.EmbeddingBag (sort)",
                     forward_of(size_classes.class_bags),

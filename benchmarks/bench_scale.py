@@ -28,6 +28,7 @@ from torch import Tensor
 
 import varemb
 from benchmarks import timing
+from benchmarks.cases import POWER_LAWS
 from benchmarks.large import make_batches, make_dims
 from benchmarks.peers import Lookup, forward_runner, step_runner
 from benchmarks.run import ROOT, describe_environment
@@ -36,7 +37,7 @@ from varemb.files import load_state_into, save_json, save_state
 WIDTH = 128
 POOLING = 20
 # Share of the rows, the most popular first, and their dim: 12.0 on average.
-DIMS = ((0.01, 128), (0.03, 64), (0.07, 32), (0.16, 16), (0.27, 8), (0.46, 4))
+DIMS = tuple((share, round(fraction * WIDTH)) for share, fraction in POWER_LAWS["mean12"])
 ZIPFS = (1.05, 0.0)
 METHODS = {
     "bf16 Adam": (torch.bfloat16, varemb.optim.Adam),

@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.cases import Batch, Case
+from benchmarks.cases import Batch, Case, six_widths
 from benchmarks.timing import Runner
 
 LEARNING_RATE = 1e-3
 INITIAL_VALUE = 0.01
+MOST_DENSE = 1 << 24  # numbers of a table whose every step passes over all of them
+_ROWS_AT_A_TIME = 1 << 18  # of a mask, made without a second copy of it
 
 
 class UnavailableError(Exception):
@@ -99,6 +101,11 @@ def torch_sparse_adam(params: Sequence[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SparseAdam(params, lr=LEARNING_RATE)
 
 
+def torch_adam(params: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """torch.optim.Adam; wants dense gradients and moves every row in every step."""
+    return torch.optim.Adam(params, lr=LEARNING_RATE)
+
+
 # Padded tables: every row as wide as the widest.
 
 
@@ -115,9 +122,44 @@ def padded_embedding(case: Case) -> Lookup:
     return Lookup(lambda batch: module(batch.indices), lambda: [module.weight], (module.weight,))
 
 
-def padded_bag(case: Case) -> Lookup:
-    """nn.EmbeddingBag(mode="sum", sparse=True) of the full width."""
-    module = sum_bag(_padded_weight(case))
+def summed_embedding(case: Case) -> Lookup:
+    """nn.Embedding of the full width, its rows summed over the bags afterwards."""
+    weight = _padded_weight(case)
+    return Lookup(
+        lambda batch: _sum_bags(F.embedding(batch.indices, weight, sparse=True), case),
+        lambda: [weight],
+        (weight,),
+    )
+
+
+def _sum_bags(
+    rows: Tensor,  # [L, D]
+    case: Case,
+) -> Tensor:  # [G, D]
+    """Sums of bags that are equally long; of single rows there is nothing to sum."""
+    spec = case.spec
+    if spec.pooling == 1:
+        return rows
+    return rows.view(spec.bags, spec.pooling, spec.width).sum(dim=1)
+
+
+def dense_bag(case: Case) -> Lookup:
+    """nn.EmbeddingBag(mode="sum") of the full width with a gradient as large as the table.
+
+    Raises:
+        UnavailableError: the table is so large that one round would take seconds.
+    """
+    numbers = case.spec.rows * case.spec.width
+    if numbers > MOST_DENSE:
+        raise UnavailableError(
+            f"not run: every step passes over all {numbers / 1e6:,.0f} million numbers"
+        )
+    return padded_bag(case, is_sparse=False)
+
+
+def padded_bag(case: Case, *, is_sparse: bool = True) -> Lookup:
+    """nn.EmbeddingBag(mode="sum") of the full width, with sparse gradients unless told not to."""
+    module = sum_bag(_padded_weight(case), is_sparse=is_sparse)
     return Lookup(
         lambda batch: module(batch.indices, batch.offsets),
         lambda: [module.weight],
@@ -125,19 +167,24 @@ def padded_bag(case: Case) -> Lookup:
     )
 
 
-def sum_bag(weight: nn.Parameter) -> nn.EmbeddingBag:
-    """nn.EmbeddingBag(mode="sum", sparse=True) that owns this weight."""
+def sum_bag(weight: nn.Parameter, *, is_sparse: bool = True) -> nn.EmbeddingBag:
+    """nn.EmbeddingBag(mode="sum") that owns this weight."""
     rows, width = weight.shape
     return nn.EmbeddingBag(
-        rows, width, mode="sum", sparse=True, include_last_offset=True, _weight=weight
+        rows, width, mode="sum", sparse=is_sparse, include_last_offset=True, _weight=weight
     )
 
 
 def _masked(case: Case) -> tuple[nn.Parameter, Tensor]:
     """Padded weight and its mask, int32 as CIESS has it: 1 for k < d[r], else 0. [N, D] each."""
     columns = torch.arange(case.spec.width, device=case.device)
-    mask = (columns < case.dims[:, None]).to(torch.int32)  # [N, D]
-    return _padded_weight(case), mask
+    weight = _padded_weight(case)
+    mask = torch.empty(weight.shape, dtype=torch.int32, device=case.device)  # [N, D]
+    for part, dims in zip(
+        mask.split(_ROWS_AT_A_TIME), case.dims.split(_ROWS_AT_A_TIME), strict=True
+    ):
+        part.copy_(columns < dims[:, None])
+    return weight, mask
 
 
 def masked_embedding(case: Case) -> Lookup:
@@ -156,9 +203,38 @@ def masked_bag(case: Case) -> Lookup:
 
     def call(batch: Batch) -> Tensor:
         rows = F.embedding(batch.indices, weight, sparse=True) * mask[batch.indices]  # [L, D]
-        return rows.view(case.spec.bags, case.spec.pooling, case.spec.width).sum(dim=1)
+        return _sum_bags(rows, case)
 
     return Lookup(call, lambda: [weight, mask], (weight,))
+
+
+# Six full tables: every row has a place in every table, and all six are looked up.
+
+
+def six_embeddings(case: Case) -> Lookup:
+    """What ESAPN's published code does, without its matrices: pad each row, pick by a one-hot.
+
+    A row's numbers are in the narrowest table that holds its dim.
+    """
+    spec, widths = case.spec, six_widths(case.spec.width)
+    weights = [nn.Parameter(case.full((spec.rows, width), INITIAL_VALUE)) for width in widths]
+    sizes = torch.bucketize(case.dims, torch.tensor(widths, device=case.device))  # [N], int64
+
+    def call(batch: Batch) -> Tensor:
+        picked = F.one_hot(sizes[batch.indices], len(widths)).to(spec.dtype)  # [L, 6]
+        total = torch.zeros((), dtype=spec.dtype, device=case.device)
+        for k, weight in enumerate(weights):
+            row = F.embedding(batch.indices, weight, sparse=True)  # [L, widths[k]]
+            total = total + picked[:, k, None] * F.pad(row, (0, spec.width - widths[k]))
+        return total  # [L, D]
+
+    return Lookup(call, lambda: [*weights, sizes], tuple(weights))
+
+
+def six_bags(case: Case) -> Lookup:
+    """Rows of six full tables, summed over the bags."""
+    rows = six_embeddings(case)
+    return Lookup(lambda batch: _sum_bags(rows.call(batch), case), rows.tensors, rows.trained)
 
 
 def first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 from collections.abc import Iterator
@@ -23,7 +24,9 @@ from benchmarks.cases import (
     bytes_per_distinct_row,
     bytes_per_lookup,
     ranked_dims,
+    six_widths,
     standard_specs,
+    table_bytes,
 )
 from benchmarks.contenders import Settings, measure_case, output_grad
 from benchmarks.peers import Lookup, UnavailableError
@@ -73,15 +76,20 @@ def load_values(lookup: Lookup, case: Case, multiple: int | None) -> None:
             tensors[0].copy_(torch.cat([table.flatten() for table in tables]))
 
 
-@pytest.mark.parametrize(("dims", "mean"), [("mean22", 22.08), ("power", 11.2), ("equal", 64)])
-def test_ranked_dims_have_the_stated_mean(dims: str, mean: float) -> None:
-    ranked = ranked_dims(dims, 10_000, 64, torch.Generator())
+@pytest.mark.parametrize(
+    ("dims", "width", "mean"),
+    [("mean22", 64, 22.08), ("power", 64, 11.2), ("mean12", 128, 12.0), ("equal", 64, 64)],
+)
+def test_ranked_dims_have_the_stated_mean(dims: str, width: int, mean: float) -> None:
+    ranked = ranked_dims(dims, 10_000, width, torch.Generator())
     assert ranked.double().mean().item() == pytest.approx(mean, abs=0.01)
-    assert (ranked.diff() <= 0).all() and ranked.min() >= 1 and ranked.max() <= 64
+    assert (ranked.diff() <= 0).all() and ranked.min() >= 1 and ranked.max() == width
 
 
 def test_ranked_dims_refuse_an_unknown_law() -> None:
-    with pytest.raises(ValueError, match="dims must be one of mean22, power, uniform, equal"):
+    with pytest.raises(
+        ValueError, match="must be one of power, mean22, mean12, uniform, equal"
+    ):
         ranked_dims("wide", 10, 64, torch.Generator())
 
 
@@ -121,6 +129,8 @@ def test_bytes_per_lookup() -> None:
     assert count(layout="jagged", is_step=False) == (20 * 3 + 4 * 8) * 4
     assert count(layout="padded", is_step=False) == (20 * 8 + 4 * 8) * 4
     assert count(layout="padded", is_step=True) == 3 * (20 * 8 + 4 * 8) * 4
+    assert six_widths(8) == [1, 1, 1, 1, 4, 8] and six_widths(128) == [2, 4, 8, 16, 64, 128]
+    assert count(layout="six", is_step=False) == (20 * 16 + 4 * 8) * 4
 
 
 def test_bytes_per_distinct_row() -> None:
@@ -130,6 +140,7 @@ def test_bytes_per_distinct_row() -> None:
     assert jagged == 10 * 2.5 * 4 + 10 * 32 + indices + out
     assert count(layout="padded", optimizer=None) == 10 * 8 * 4 + indices + out
     assert count(layout="masked", optimizer=None) == 2 * 10 * 8 * 4 + indices + out
+    assert count(layout="six", optimizer=None) == 10 * 16 * 4 + 10 * 8 + indices + out
     step = jagged + out + indices + 10 * 32
     assert count(layout="jagged", optimizer="sgd") == step + 2 * 100
     assert count(layout="jagged", optimizer="rowwise_adagrad") == step + 2 * (100 + 40)
@@ -199,9 +210,69 @@ def test_sequence_peers_give_the_same_rows(build: peers.Build, multiple: int | N
     torch.testing.assert_close(lookup.call(batch), masked_values(case)[batch.indices])
 
 
+@pytest.mark.parametrize("width", [16, 64])
+def test_six_full_tables_give_the_row_of_the_narrowest_that_holds_it(width: int) -> None:
+    case = Case(dataclasses.replace(TINY, width=width))
+    values, widths = masked_values(case), six_widths(width)
+    lookup, pooled = peers.six_embeddings(case), peers.six_bags(case)
+    for table in (lookup, pooled):
+        *weights, sizes = table.tensors()
+        assert [weight.shape for weight in weights] == [(200, w) for w in widths]
+        with torch.no_grad():
+            for k, weight in enumerate(weights):  # numbers of the five others have to vanish
+                weight.copy_(torch.where((sizes == k)[:, None], values[:, : widths[k]], 7.0))
+    (batch,) = case.batches(1)
+    expected = values[batch.indices]
+    torch.testing.assert_close(lookup.call(batch), expected)
+    torch.testing.assert_close(pooled.call(batch), expected.view(8, 5, width).sum(dim=1))
+
+
+@pytest.mark.parametrize("pooling", [1, 5])
+def test_padded_tables_give_the_same_sums(pooling: int) -> None:
+    case = Case(dataclasses.replace(TINY, pooling=pooling))
+    (batch,) = case.batches(1)
+    outs = []
+    for build in (peers.padded_bag, peers.summed_embedding, peers.dense_bag):
+        lookup = build(case)
+        with torch.no_grad():
+            lookup.trained[0].copy_(masked_values(case) + 1)
+        outs.append(lookup.call(batch))
+        outs[-1].sum().backward()
+        assert lookup.trained[0].grad.is_sparse == (build is not peers.dense_bag)
+    expected = (masked_values(case) + 1)[batch.indices].view(8, pooling, 64).sum(dim=1)
+    torch.testing.assert_close(outs, 3 * [expected])
+
+
+def test_a_dense_gradient_is_for_small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "MOST_DENSE", 200 * 64 - 1)
+    with pytest.raises(UnavailableError, match="every step passes over all 0 million numbers"):
+        peers.dense_bag(Case(TINY))
+
+
+@pytest.mark.parametrize(
+    ("build", "layout"),
+    [
+        (peers.padded_bag, "padded"),
+        (peers.masked_bag, "masked"),
+        (peers.six_bags, "six"),
+        (size_classes.class_bags, "classes"),
+    ],
+)
+def test_table_bytes_are_those_of_the_tensors(build: peers.Build, layout: str) -> None:
+    case = Case(TINY)
+    assert table_bytes(case, layout, None) == timing.tensor_bytes(build(case).tensors())
+
+
+def test_a_mask_is_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = peers.masked_bag(Case(TINY)).tensors()[1]
+    monkeypatch.setattr(peers, "_ROWS_AT_A_TIME", 7)
+    assert torch.equal(peers.masked_bag(Case(TINY)).tensors()[1], whole)
+    assert torch.equal(whole.sum(1), Case(TINY).dims)
+
+
 def trained_output(lookup: Lookup, optimizers: list[torch.optim.Optimizer], case: Case) -> Tensor:
     """The lookups of one batch after two SGD steps on others."""
-    first, second, third = Case(TINY).batches(3)
+    first, second, third = Case(case.spec).batches(3)
     runner = peers.step_runner(lookup, optimizers, 100 * output_grad(case))
     for batch in (first, second):
         timing.run_once(runner, batch)
@@ -225,6 +296,15 @@ def test_a_step_trains_every_contender_alike(name: str) -> None:
         lookup = size_classes.class_bags(case)
         optimizers = [peers.torch_sgd(lookup.trained)]
     torch.testing.assert_close(trained_output(lookup, optimizers, case), expected)
+
+
+@pytest.mark.parametrize("build", [peers.six_bags, size_classes.class_bags])
+def test_a_step_trains_equal_dims_as_a_padded_table(build: peers.Build) -> None:
+    case = Case(dataclasses.replace(TINY, dims="equal"))
+    lookups = [peers.padded_bag(case), build(case)]
+    outs = [trained_output(own, [peers.torch_sgd(own.trained)], case) for own in lookups]
+    torch.testing.assert_close(outs[1], outs[0])
+    assert (outs[0] - outs[0].mean()).abs().max() > 1e-3  # it was trained at all
 
 
 def test_missing_fbgemm_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
