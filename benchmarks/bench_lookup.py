@@ -9,6 +9,7 @@ from benchmarks.cases import Spec
 from benchmarks.contenders import Block, Contender, Target, forward_of
 
 OP = "lookup"
+TESTS = (OP,)
 TARGET = Target(1.3, ">= 1.3 x padded nn.Embedding")
 
 

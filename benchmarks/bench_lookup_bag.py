@@ -9,6 +9,7 @@ from benchmarks.cases import Spec
 from benchmarks.contenders import Block, Contender, Target, forward_of
 
 OP = "lookup_bag"
+TESTS = (OP,)
 PADDED_TARGET = Target(1 / 1.2, "<= 1.2 x the time of padded nn.EmbeddingBag")
 CLASSES_TARGET = Target(10.0, ">= 10 x size-class tables on FBGEMM")
 

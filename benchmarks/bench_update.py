@@ -14,6 +14,7 @@ from benchmarks.timing import Runner
 Step = Callable[[Case], Runner]
 
 OP = "update"
+TESTS = (OP,)
 ADAM_TARGET = Target(10.0, ">= 10 x nn.EmbeddingBag(sparse=True) + SparseAdam")
 TORCH_TARGET = Target(10.0, ">= 10 x nn.EmbeddingBag + torch optimizer")
 TBE_TARGET = Target(1.5, ">= 1.5 x padded FBGEMM TBE")

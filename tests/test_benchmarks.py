@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -161,6 +162,16 @@ def test_measure_interleaves_and_turns_the_order(is_warm: bool) -> None:
     assert "".join(calls) == ("a.a.b.b.b.b.a.a.a.a.b.b." if is_warm else one)
     assert [t.shape for t in times] == [(2, 2), (2, 2)]
     assert all((t > 0).all() for t in times)
+
+
+def test_a_repeated_call_takes_its_share_of_the_time() -> None:
+    def runner(calls: int) -> Runner:
+        stages = (("wait", lambda _: time.sleep(0.02)),)
+        return Runner(stages, lambda: [], lambda: None, calls)
+
+    batches = [Batch(torch.zeros(1), torch.zeros(2))]
+    once, share = timing.measure([runner(1), runner(1000)], batches, warmup=0)
+    assert once[0, 0] >= 20_000_000 and 20_000 <= share[0, 0] < once[0, 0] / 10
 
 
 def test_speedup_is_the_median_of_the_rounds_ratios() -> None:
