@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_lookup_bag, fbgemm, ours, peers, run, size_classes, timing
+from benchmarks import bench_lookup_bag, fbgemm, ours, peers, size_classes, timing
 from benchmarks.cases import (
     Batch,
     Case,
@@ -24,9 +22,11 @@ from benchmarks.cases import (
     Spec,
     bytes_per_distinct_row,
     bytes_per_lookup,
+    of_one_index,
     ranked_dims,
     six_widths,
     standard_specs,
+    state_bytes,
     table_bytes,
 )
 from benchmarks.contenders import Settings, measure_case, output_grad
@@ -88,9 +88,7 @@ def test_ranked_dims_have_the_stated_mean(dims: str, width: int, mean: float) ->
 
 
 def test_ranked_dims_refuse_an_unknown_law() -> None:
-    with pytest.raises(
-        ValueError, match="must be one of power, mean22, mean12, uniform, equal"
-    ):
+    with pytest.raises(ValueError, match="must be one of power, mean22, mean12, uniform, equal"):
         ranked_dims("wide", 10, 64, torch.Generator())
 
 
@@ -116,13 +114,38 @@ def test_batches_are_fresh_in_range_and_as_skewed_as_asked() -> None:
     assert distinct == sorted(distinct, reverse=True) and distinct[0] > 2 * distinct[-1]
 
 
-def test_standard_cases_begin_with_the_target_and_have_a_cold_one() -> None:
-    specs = standard_specs()
-    assert specs[0].is_target and not any(spec.is_target for spec in specs[1:])
-    assert specs[0].lookups == 81_920
-    assert {spec.zipf for spec in specs} == {0.0, 0.6, 1.05, 1.2}
-    assert specs[-1].rows == 10_000_000 and specs[-1].zipf == 0
-    assert standard_specs(quick=True) == specs[:1]
+def test_standard_cases_vary_one_thing_at_a_time() -> None:
+    specs, target = standard_specs("update"), Spec()
+    assert specs[0] == target and not any(spec.is_target for spec in specs[1:])
+    assert len(set(specs)) == len(specs)
+    axes = ("zipf", "width", "pooling")
+    for dims in ("mean22", "equal"):
+        found = {
+            axis: {getattr(s, axis) for s in specs if s.dims == dims and s.rows == target.rows}
+            for axis in axes
+        }
+        assert found["zipf"] == {0, 0.6, 1.05} and found["width"] == {16, 64, 128, 256}
+        assert found["pooling"] == {1, 20, 100}
+    for spec in specs[:-1]:
+        assert sum(getattr(spec, axis) != getattr(target, axis) for axis in axes) <= 1
+    assert all(81_800 < spec.lookups <= 81_920 for spec in specs)
+    assert standard_specs("update", quick=True) == specs[:1]
+
+
+def test_the_cold_case_is_as_large_as_a_padded_step_allows() -> None:
+    large, step = (standard_specs(op)[-1] for op in ("lookup_bag", "update"))
+    assert large == Spec(dims="mean12", zipf=0.0, rows=20_000_000, width=128)
+    assert step == dataclasses.replace(large, rows=10_000_000)
+    numbers = step.width * step.rows
+    needed = 4 * numbers + state_bytes("adam", step.rows, numbers)
+    assert needed < 16e9 < 2 * needed
+
+
+def test_the_overhead_is_that_of_one_index() -> None:
+    both = [Spec(bags=1, pooling=1), Spec(dims="equal", bags=1, pooling=1)]
+    assert standard_specs("overhead") == both
+    assert standard_specs("overhead", quick=True) == both[:1]
+    assert of_one_index([Spec(), Spec(pooling=5), Spec(dims="equal")]) == both
 
 
 def test_bytes_per_lookup() -> None:
@@ -342,31 +365,3 @@ def test_a_peer_that_does_not_fit_is_said() -> None:
     assert reasons["nn.EmbeddingBag padded"].startswith("not run: takes 0.0 GB")
     assert reasons["size-class nn.EmbeddingBag (sort)"] == ""
     assert "not run" in format_case(result)
-
-
-def test_run_measures_prints_and_writes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr(run, "tests_pass", lambda op: True)
-    target = tmp_path / "bench.json"
-    sizes = ["--rows", "500", "--bags", "16", "--dims", "power"]
-    assert run.main(["all", *sizes, "--rounds", "2", "--json", str(target)]) == 0
-    printed = capsys.readouterr().out
-    assert "nn.EmbeddingBag + SparseAdam" in printed and "Zipf 1.05" in printed
-    assert "met" not in printed.lower().split("lookup: power")[1]  # targets are for one case only
-    results = json.loads(target.read_text())
-    assert {"cpu", "cores", "caches", "versions", "commit"} <= results["environment"].keys()
-    assert [case["op"] for case in results["cases"]] == ["lookup", "lookup_bag", "update"]
-    for case in results["cases"]:
-        for block in case["blocks"]:
-            assert block[0]["speedup"] is None and block[0]["time"]["median"] > 0
-            assert all(line["reason"] or line["speedup"]["median"] > 0 for line in block[1:])
-
-
-def test_red_tests_give_no_numbers(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(run, "tests_pass", lambda op: op != "update")
-    assert run.main(["all", "--quick"]) == 1
-    printed = capsys.readouterr()
-    assert "no numbers: the tests of update fail" in printed.err and printed.out == ""

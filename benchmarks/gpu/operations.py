@@ -20,6 +20,7 @@ from benchmarks.cases import (
     bytes_per_distinct_row,
     bytes_per_lookup,
     coalesce_bytes,
+    key_of,
 )
 from benchmarks.contenders import Contender, output_grad
 from benchmarks.gpu import timing
@@ -125,11 +126,6 @@ def measure_cases(
                 "lines": lines,
             }
         del table, case  # before the next one needs the memory
-
-
-def key_of(op: str, spec: Spec) -> str:
-    """What a record is known by when a run is resumed."""
-    return f"{op} / {spec}"
 
 
 def _name(dtype: torch.dtype) -> str:
