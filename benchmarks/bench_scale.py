@@ -28,15 +28,17 @@ from torch import Tensor
 
 import varemb
 from benchmarks import timing
+from benchmarks.cases import POWER_LAWS
 from benchmarks.large import make_batches, make_dims
 from benchmarks.peers import Lookup, forward_runner, step_runner
+from benchmarks.plot import draw_results
 from benchmarks.run import ROOT, describe_environment
-from varemb.files import load_state_into, save_json, save_state
+from varemb.files import atomic_write, load_state_into, save_json, save_state
 
 WIDTH = 128
 POOLING = 20
 # Share of the rows, the most popular first, and their dim: 12.0 on average.
-DIMS = ((0.01, 128), (0.03, 64), (0.07, 32), (0.16, 16), (0.27, 8), (0.46, 4))
+DIMS = tuple((share, round(fraction * WIDTH)) for share, fraction in POWER_LAWS["mean12"])
 ZIPFS = (1.05, 0.0)
 METHODS = {
     "bf16 Adam": (torch.bfloat16, varemb.optim.Adam),
@@ -290,37 +292,6 @@ peak: most memory beyond that of a process that has trained a table of 100 rows,
 +build, +save, +load: memory that was only needed on the way."""
 
 
-def draw(records: Sequence[Json]) -> Any:
-    """A figure of a step's milliseconds over the rows of the table.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ImportError("the plot needs matplotlib: pip install 'varemb[plots]'") from None
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for method in dict.fromkeys(record["method"] for record in records):
-        for zipf, style in zip(ZIPFS, ("-o", "--s"), strict=True):
-            own = sorted((r for r in records if r["method"] == method), key=lambda r: r["rows"])
-            steps = [record[f"step_ms, Zipf {zipf:g}"] for record in own]
-            middle = [step["median"] for step in steps]
-            spread = [
-                [step["median"] - step["low"] for step in steps],
-                [step["high"] - step["median"] for step in steps],
-            ]
-            places = [record["rows"] for record in own]
-            axes.errorbar(places, middle, spread, fmt=style, label=f"{method}, Zipf {zipf:g}")
-    axes.set(xscale="log", xlabel="rows", ylabel="ms per training step")
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    return figure
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_scale", description=__doc__)
@@ -352,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = {"environment": environment, "settings": settings_json, "tables": records}
         save_json(options.out, result)
     if options.plot:
-        draw(records).savefig(options.plot, dpi=150)
+        atomic_write(options.plot, draw_results([], records))
     return 0
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from benchmarks import ours, peers
+from benchmarks import fbgemm, ours, peers, size_classes
 from benchmarks.cases import Case, Spec
 from benchmarks.contenders import Block, Contender, Target, output_grad
 from benchmarks.peers import MakeOptimizer, step_runner
 from benchmarks.timing import Runner
 
+Step = Callable[[Case], Runner]
+
 OP = "update"
+TESTS = (OP,)
 ADAM_TARGET = Target(10.0, ">= 10 x nn.EmbeddingBag(sparse=True) + SparseAdam")
 TORCH_TARGET = Target(10.0, ">= 10 x nn.EmbeddingBag + torch optimizer")
 TBE_TARGET = Target(1.5, ">= 1.5 x padded FBGEMM TBE")
@@ -43,29 +46,38 @@ def _block(
     # torch has no row-wise Adagrad; the one it is compared with keeps a number of state per number.
     torch_state = "adagrad" if optimizer == "rowwise_adagrad" else optimizer
 
-    def with_torch(name: str, build: peers.Build, layout: str, target: Target | None) -> Contender:
-        return Contender(
-            f"{name} + {torch_name}", _torch_step(build, make), layout, torch_state, target
-        )
+    def with_torch(
+        name: str, build: peers.Build, layout: str = "padded", target: Target | None = None
+    ) -> Contender:
+        words = f"{name} + {torch_name}"
+        return Contender(words, torch_step(build, make), layout, torch_state, target)
 
-    def with_tbe(name: str, build: peers.Build, layout: str, target: Target | None) -> Contender:
-        return Contender(f"{name} {optimizer}", _tbe_step(build), layout, optimizer, target)
+    def with_tbe(
+        name: str, build: peers.Build, layout: str, target: Target | None = None
+    ) -> Contender:
+        return Contender(f"{name} {optimizer}", tbe_step(build), layout, optimizer, target)
 
-    padded_tbe = partial(peers.padded_tbe, optimizer=optimizer)
-    class_tbe = partial(peers.class_tbe, optimizer=optimizer)
-    return Block(
-        Contender(f"VarEmbeddingBag fused {optimizer}", _our_step(optimizer), "jagged", optimizer),
-        (
-            with_torch("nn.EmbeddingBag", peers.padded_bag, "padded", torch_target),
-            with_tbe("FBGEMM TBE padded", padded_tbe, "padded", tbe_target),
-            with_torch("nn.Embedding x mask", peers.masked_bag, "masked", None),
-            with_torch("size-class nn.EmbeddingBag", peers.class_bags, "classes", None),
-            with_tbe("size-class FBGEMM TBE", class_tbe, "classes", None),
-        ),
-    )
+    padded_tbe = partial(fbgemm.padded_tbe, optimizer=optimizer)
+    class_tbe = partial(fbgemm.class_tbe, optimizer=optimizer)
+    others = [
+        with_torch("nn.EmbeddingBag", peers.padded_bag, target=torch_target),
+        with_torch("nn.Embedding, summed", peers.summed_embedding),
+        with_tbe("FBGEMM TBE padded", padded_tbe, "padded", tbe_target),
+        with_torch("nn.Embedding x mask", peers.masked_bag, "masked"),
+        with_torch("six full nn.Embedding", peers.six_bags, "six"),
+        with_torch("size-class nn.EmbeddingBag", size_classes.class_bags, "classes"),
+        with_tbe("size-class FBGEMM TBE", class_tbe, "classes"),
+    ]
+    if optimizer == "adam":
+        dense = torch_step(peers.dense_bag, peers.torch_adam)
+        others.append(Contender("dense nn.EmbeddingBag + Adam", dense, "padded", optimizer))
+    ours = Contender(f"VarEmbeddingBag fused {optimizer}", our_step(optimizer), "jagged", optimizer)
+    return Block(ours, tuple(others))
 
 
-def _our_step(optimizer: str) -> Callable[[Case], Runner]:
+def our_step(optimizer: str) -> Step:
+    """Builds a step of our pooled table with a fused optimizer."""
+
     def build(case: Case) -> Runner:
         lookup = ours.jagged_bag(case)
         return step_runner(lookup, [ours.fused_optimizer(lookup, optimizer)], output_grad(case))
@@ -73,7 +85,9 @@ def _our_step(optimizer: str) -> Callable[[Case], Runner]:
     return build
 
 
-def _torch_step(build: peers.Build, make: MakeOptimizer) -> Callable[[Case], Runner]:
+def torch_step(build: peers.Build, make: MakeOptimizer) -> Step:
+    """Builds a step of a peer whose gradients an optimizer of torch applies."""
+
     def run(case: Case) -> Runner:
         lookup = build(case)
         return step_runner(lookup, [make(lookup.trained)], output_grad(case))
@@ -81,6 +95,6 @@ def _torch_step(build: peers.Build, make: MakeOptimizer) -> Callable[[Case], Run
     return run
 
 
-def _tbe_step(build: peers.Build) -> Callable[[Case], Runner]:
+def tbe_step(build: peers.Build) -> Step:
     """FBGEMM's backward applies the optimizer, so nothing is left to do after it."""
     return lambda case: step_runner(build(case), [], output_grad(case))

@@ -6,20 +6,32 @@ Letters as in the package: N rows, d[r] dim of row r, D width, L lookups, G bags
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.dense_esapn import SIZES
+
 # Share of the rows and their dim as a share of the width, the most popular rows first.
-# "power" has mean 11.2 at D = 64; "mean22" doubles each dim of it, capped at D, and has mean 22.1.
+# "power" has mean 11.2 at D = 64; "mean22" doubles each dim of it, capped at D, and has mean 22.1;
+# "mean12" has mean 12.0 at D = 128.
 POWER_LAWS: Mapping[str, tuple[tuple[float, float], ...]] = {
     "power": ((0.04, 1.0), (0.08, 1 / 2), (0.13, 1 / 4), (0.25, 1 / 8), (0.50, 1 / 16)),
     "mean22": ((0.16, 1.0), (0.13, 1 / 2), (0.25, 1 / 4), (0.46, 1 / 8)),
-}
-DIMS = ("mean22", "power", "uniform", "equal")
+    "mean12": (
+        (0.01, 1.0), (0.03, 1 / 2), (0.07, 1 / 4), (0.16, 1 / 8), (0.27, 1 / 16), (0.46, 1 / 32)
+    ),
+}  # fmt: skip
+DIMS = (*POWER_LAWS, "uniform", "equal")
+LOOKUPS = 81_920  # of a call where nothing else is asked for, however long its bags
+
+
+def bags_of(pooling: int) -> int:
+    """Bags of so many lookups in a call of about ``LOOKUPS``."""
+    return max(1, LOOKUPS // pooling)
 
 
 class Batch(NamedTuple):
@@ -55,6 +67,17 @@ class Spec:
         """Whether the targets of the design are stated for this case."""
         return self == Spec(seed=self.seed)
 
+    @property
+    def short(self) -> str:
+        """The case as a line of a summary names it."""
+        law = self.dims if self.popular_wide else f"{self.dims}, unrelated"
+        dtype = "" if self.dtype is torch.float32 else f", {str(self.dtype)[6:]}"
+        rows = f"{self.rows / 1e6:g} M rows" if self.rows >= 10**6 else f"{self.rows:,} rows"
+        return (
+            f"{law}, D {self.width}, {rows}, Zipf {self.zipf:g}, "
+            f"{self.bags:,} x {self.pooling}{dtype}"
+        )
+
     def __str__(self) -> str:
         law = "popular rows wide" if self.popular_wide else "dims unrelated to popularity"
         dtype = str(self.dtype).removeprefix("torch.")
@@ -64,22 +87,51 @@ class Spec:
         )
 
 
-def standard_specs(quick: bool = False) -> list[Spec]:
+def key_of(op: str, spec: Spec) -> str:
+    """What a record is known by when a run is resumed."""
+    return f"{op} / {spec}"
+
+
+# What differs from the targets' case, one thing at a time.
+AXES: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"zipf": 0.0},
+    {"zipf": 0.6},
+    {"width": 16},
+    {"width": 128},
+    {"width": 256},
+    {"pooling": 1, "bags": bags_of(1)},
+    {"pooling": 100, "bags": bags_of(100)},
+)
+
+
+def standard_specs(op: str, quick: bool = False) -> list[Spec]:
     """Cases that run when none is asked for: the targets' case first, the cold one last."""
     target = Spec()
+    if op == "overhead":
+        laws = ("mean22",) if quick else ("mean22", "equal")
+        return of_one_index([dataclasses.replace(target, dims=dims) for dims in laws])
     if quick:
         return [target]
+    # 20 million padded rows of 128 take 10 GB, but 31 GB with Adam's two numbers for each: a step
+    # is compared where the padded table and its optimizer fit into 24 GB of memory.
+    rows = 10_000_000 if op == "update" else 20_000_000
     return [
-        target,
-        Spec(dims="mean22", popular_wide=False),
-        Spec(dims="power", zipf=0.0),
-        Spec(dims="power", zipf=0.6),
-        Spec(dims="power", zipf=1.05),
-        Spec(dims="power", zipf=1.2),
+        *(
+            dataclasses.replace(target, dims=dims, **axis)
+            for dims in ("mean22", "equal")
+            for axis in AXES
+        ),
+        Spec(popular_wide=False),
+        Spec(dims="power"),
         Spec(dims="uniform", popular_wide=False),
-        Spec(dims="equal"),
-        Spec(dims="mean22", zipf=0.0, rows=10_000_000),
+        Spec(dims="mean12", zipf=0.0, width=128, rows=rows),
     ]
+
+
+def of_one_index(specs: Sequence[Spec]) -> list[Spec]:
+    """The same tables asked for one row, each once."""
+    return list(dict.fromkeys(dataclasses.replace(spec, bags=1, pooling=1) for spec in specs))
 
 
 def ranked_dims(dims: str, rows: int, width: int, generator: torch.Generator) -> Tensor:
@@ -177,7 +229,19 @@ class Facts:
 
 # Numbers of optimizer state read and written per number of a row; row-wise Adagrad has one per row.
 STATE_PER_NUMBER = {"sgd": 0, "adagrad": 1, "rowwise_adagrad": 0, "adam": 2}
-LAYOUTS = ("jagged", "classes", "padded", "masked")
+LAYOUTS = ("jagged", "classes", "padded", "masked", "six")
+
+
+def six_widths(width: int) -> list[int]:
+    """Widths of ESAPN's six tables where the widest has D numbers a row."""
+    return [max(1, size * width // SIZES[-1]) for size in SIZES]
+
+
+def row_numbers(spec: Spec, dim: float, layout: str) -> float:
+    """Numbers stored for a row of this dim, or for rows of this mean dim."""
+    if layout == "six":
+        return sum(six_widths(spec.width))
+    return dim if layout in ("jagged", "classes") else spec.width
 
 
 def state_bytes(optimizer: str | None, rows: float, numbers: float) -> float:
@@ -190,9 +254,10 @@ def state_bytes(optimizer: str | None, rows: float, numbers: float) -> float:
 def table_bytes(case: Case, layout: str, optimizer: str | None) -> float:
     """About how much memory a table and its optimizer's state take: which ones fit together."""
     spec = case.spec
-    numbers = spec.rows * (case.mean_dim if layout in ("jagged", "classes") else spec.width)
-    index = {"jagged": 1.34 * spec.rows, "classes": 4.0 * spec.rows, "padded": 0.0}
-    extra = index.get(layout, 4.0 * numbers)  # a mask is as large as the table
+    numbers = spec.rows * row_numbers(spec, case.mean_dim, layout)
+    index = {"jagged": 1.34, "classes": 4.0, "padded": 0.0, "six": 8.0}  # bytes of a row
+    # A mask is as large as the table.
+    extra = 4.0 * numbers if layout == "masked" else index[layout] * spec.rows
     return numbers * spec.dtype.itemsize + extra + state_bytes(optimizer, spec.rows, numbers)
 
 
@@ -200,8 +265,8 @@ def bytes_per_lookup(
     spec: Spec, facts: Facts, *, layout: str, out_rows: int, is_step: bool
 ) -> float:
     """Bytes counted once per lookup plus the output, as FBGEMM does; a step counts three times."""
-    dim = facts.access_dim if layout in ("jagged", "classes") else spec.width
-    forward = (spec.lookups * dim + out_rows * spec.width) * spec.dtype.itemsize
+    numbers = spec.lookups * row_numbers(spec, facts.access_dim, layout)
+    forward = (numbers + out_rows * spec.width) * spec.dtype.itemsize
     return forward * (3 if is_step else 1)
 
 
@@ -211,13 +276,15 @@ def bytes_per_distinct_row(
     """Bytes that memory must move when each distinct row is read once, in a step also written once.
 
     Forward: distinct rows, int64 indices, output, and for each distinct row its entry of the index
-    (a 32-byte block), of the remap (4 bytes) or of the int32 mask. A step adds the gradient of the
-    output, indices and entries again, and the rows and the optimizer's state read and written.
+    (a 32-byte block), of the remap (4 bytes), of the sizes (8) or of the int32 mask. A step adds
+    the gradient of the output, indices and entries again, and the rows and the optimizer's state
+    read and written.
     """
     item, distinct = spec.dtype.itemsize, facts.distinct_rows
-    numbers = distinct * (facts.distinct_dim if layout in ("jagged", "classes") else spec.width)
-    entries = {"jagged": 32.0 * distinct, "classes": 4.0 * distinct, "padded": 0.0}
-    index = entries.get(layout, 4.0 * numbers) + spec.lookups * 8
+    numbers = distinct * row_numbers(spec, facts.distinct_dim, layout)
+    entries = {"jagged": 32.0, "classes": 4.0, "padded": 0.0, "six": 8.0}  # bytes of a row
+    entry = 4.0 * numbers if layout == "masked" else entries[layout] * distinct
+    index = entry + spec.lookups * 8
     out = out_rows * spec.width * item
     forward = numbers * item + index + out
     if optimizer is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import time
 from collections.abc import Callable
 from types import ModuleType
@@ -78,6 +79,7 @@ class Result:
     distinct_bytes: float = 0.0
     copy_share: float = 0.0  # distinct bytes a second over the bandwidth of a copy
     tensor_bytes: int = 0
+    padded_share: float = 0.0  # of the bytes of a padded table with the same optimizer's state
     target: Target | None = None
 
     @property
@@ -106,10 +108,12 @@ class CaseResult:
     facts: Facts
     blocks: list[list[Result]]
     others_share: float  # processors that other processes kept busy meanwhile
+    seconds: float  # that measuring took
 
 
 def measure_case(bench: ModuleType, spec: Spec, settings: Settings) -> CaseResult:
     """Time every contender of an operation on one case."""
+    begin = time.perf_counter()
     case = Case(spec)
     batches = case.batches(settings.rounds + settings.warmup)
     facts = case.facts(batches[:5])
@@ -120,7 +124,7 @@ def measure_case(bench: ModuleType, spec: Spec, settings: Settings) -> CaseResul
     after, own_after = timing.cpu_seconds()
     others = (after - before) - (own_after - own_before)
     share = max(0.0, others / (time.perf_counter() - start))
-    return CaseResult(bench.OP, spec, facts, blocks, share)
+    return CaseResult(bench.OP, spec, facts, blocks, share, time.perf_counter() - begin)
 
 
 def _measure_block(
@@ -151,8 +155,11 @@ def _measure_block(
         )
         for (runner, result, contender), own in zip(built, times, strict=True):
             _fill(result, runner, own, times[0])
+            padded = table_bytes(case, "padded", contender.optimizer)
+            result.padded_share = result.tensor_bytes / padded
             _count_bytes(result, contender, case.spec, facts, out_rows, settings.copy_bandwidth)
         del built, runner  # the next group needs the memory
+        gc.collect()  # a table in a cycle of references would keep it
     results[0].speedup = None
     return results
 

@@ -1,28 +1,26 @@
-"""What users have today, each doing the same lookups: padded, size-class and masked tables.
+"""What users have today in plain PyTorch: padded and masked tables, six full tables.
 
 A peer is built from a ``Case`` and gives a ``Lookup``: a function from a batch to its output, and
 the tensors it keeps. ``bench_<op>.py`` says which peers an operation has and which of ours each is
-compared with. FBGEMM is optional: imported on first use, and where it is missing the table says so.
+compared with. Others are in ``size_classes.py`` and ``fbgemm.py``.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.cases import Batch, Case
+from benchmarks.cases import Batch, Case, six_widths
 from benchmarks.timing import Runner
 
-FBGEMM_MISSING = "not installed (pip install --no-deps fbgemm-gpu-cpu==1.8.0)"
 LEARNING_RATE = 1e-3
 INITIAL_VALUE = 0.01
+MOST_DENSE = 1 << 24  # numbers of a table whose every step passes over all of them
+_ROWS_AT_A_TIME = 1 << 18  # of a mask, made without a second copy of it
 
 
 class UnavailableError(Exception):
@@ -103,6 +101,11 @@ def torch_sparse_adam(params: Sequence[Tensor]) -> torch.optim.Optimizer:
     return torch.optim.SparseAdam(params, lr=LEARNING_RATE)
 
 
+def torch_adam(params: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """torch.optim.Adam; wants dense gradients and moves every row in every step."""
+    return torch.optim.Adam(params, lr=LEARNING_RATE)
+
+
 # Padded tables: every row as wide as the widest.
 
 
@@ -119,9 +122,44 @@ def padded_embedding(case: Case) -> Lookup:
     return Lookup(lambda batch: module(batch.indices), lambda: [module.weight], (module.weight,))
 
 
-def padded_bag(case: Case) -> Lookup:
-    """nn.EmbeddingBag(mode="sum", sparse=True) of the full width."""
-    module = _sum_bag(_padded_weight(case))
+def summed_embedding(case: Case) -> Lookup:
+    """nn.Embedding of the full width, its rows summed over the bags afterwards."""
+    weight = _padded_weight(case)
+    return Lookup(
+        lambda batch: _sum_bags(F.embedding(batch.indices, weight, sparse=True), case),
+        lambda: [weight],
+        (weight,),
+    )
+
+
+def _sum_bags(
+    rows: Tensor,  # [L, D]
+    case: Case,
+) -> Tensor:  # [G, D]
+    """Sums of bags that are equally long; of single rows there is nothing to sum."""
+    spec = case.spec
+    if spec.pooling == 1:
+        return rows
+    return rows.view(spec.bags, spec.pooling, spec.width).sum(dim=1)
+
+
+def dense_bag(case: Case) -> Lookup:
+    """nn.EmbeddingBag(mode="sum") of the full width with a gradient as large as the table.
+
+    Raises:
+        UnavailableError: the table is so large that one round would take seconds.
+    """
+    numbers = case.spec.rows * case.spec.width
+    if numbers > MOST_DENSE:
+        raise UnavailableError(
+            f"not run: every step passes over all {numbers / 1e6:,.0f} million numbers"
+        )
+    return padded_bag(case, is_sparse=False)
+
+
+def padded_bag(case: Case, *, is_sparse: bool = True) -> Lookup:
+    """nn.EmbeddingBag(mode="sum") of the full width, with sparse gradients unless told not to."""
+    module = sum_bag(_padded_weight(case), is_sparse=is_sparse)
     return Lookup(
         lambda batch: module(batch.indices, batch.offsets),
         lambda: [module.weight],
@@ -129,18 +167,24 @@ def padded_bag(case: Case) -> Lookup:
     )
 
 
-def _sum_bag(weight: nn.Parameter) -> nn.EmbeddingBag:
+def sum_bag(weight: nn.Parameter, *, is_sparse: bool = True) -> nn.EmbeddingBag:
+    """nn.EmbeddingBag(mode="sum") that owns this weight."""
     rows, width = weight.shape
     return nn.EmbeddingBag(
-        rows, width, mode="sum", sparse=True, include_last_offset=True, _weight=weight
+        rows, width, mode="sum", sparse=is_sparse, include_last_offset=True, _weight=weight
     )
 
 
 def _masked(case: Case) -> tuple[nn.Parameter, Tensor]:
     """Padded weight and its mask, int32 as CIESS has it: 1 for k < d[r], else 0. [N, D] each."""
     columns = torch.arange(case.spec.width, device=case.device)
-    mask = (columns < case.dims[:, None]).to(torch.int32)  # [N, D]
-    return _padded_weight(case), mask
+    weight = _padded_weight(case)
+    mask = torch.empty(weight.shape, dtype=torch.int32, device=case.device)  # [N, D]
+    for part, dims in zip(
+        mask.split(_ROWS_AT_A_TIME), case.dims.split(_ROWS_AT_A_TIME), strict=True
+    ):
+        part.copy_(columns < dims[:, None])
+    return weight, mask
 
 
 def masked_embedding(case: Case) -> Lookup:
@@ -159,206 +203,38 @@ def masked_bag(case: Case) -> Lookup:
 
     def call(batch: Batch) -> Tensor:
         rows = F.embedding(batch.indices, weight, sparse=True) * mask[batch.indices]  # [L, D]
-        return rows.view(case.spec.bags, case.spec.pooling, case.spec.width).sum(dim=1)
+        return _sum_bags(rows, case)
 
     return Lookup(call, lambda: [weight, mask], (weight,))
 
 
-# Size-class tables and a remap of rows.
+# Six full tables: every row has a place in every table, and all six are looked up.
 
 
-class SizeClasses:
-    """Rows grouped by dim: one table per distinct dim (rounded up), widest first.
+def six_embeddings(case: Case) -> Lookup:
+    """What ESAPN's published code does, without its matrices: pad each row, pick by a one-hot.
 
-    Attributes:
-        sizes: width of each class's table. C whole numbers, descending
-        rows: the rows of each class in slot order. C tensors
-        starts: first number of each class in the remapped order, N at the end. [C + 1], int64
-        remap: a row's place when all rows are sorted by class. [N], int32 (int64 from 2^31 rows on)
+    A row's numbers are in the narrowest table that holds its dim.
     """
-
-    def __init__(self, case: Case, multiple: int) -> None:
-        rounded = (case.dims + multiple - 1) // multiple * multiple  # [N]
-        self.sizes: list[int] = rounded.unique().flip(0).tolist()
-        self.rows = [(rounded == size).nonzero().squeeze(1) for size in self.sizes]
-        counts = torch.tensor([0] + [rows.numel() for rows in self.rows])
-        self._bounds: list[int] = counts.cumsum(0).tolist()
-        self.starts = torch.tensor(self._bounds, device=case.device)
-        self.remap = torch.empty(case.spec.rows, dtype=torch.int32, device=case.device)
-        places = torch.arange(case.spec.rows, dtype=torch.int32, device=case.device)
-        self.remap[torch.cat(self.rows)] = places
-        self.bags = case.spec.bags
-
-    def positions(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Remapped rows [L] and, for each class, the positions of its lookups, in order."""
-        places = self.remap.index_select(0, batch.indices)  # [L]
-        return places, [
-            ((places >= start) & (places < stop)).nonzero().squeeze(1)
-            for start, stop in itertools.pairwise(self._bounds)
-        ]
-
-    def sort(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Lookups in (class, bag) order by one stable sort: slots [L] and offsets [C * G + 1]."""
-        places = self.remap.index_select(0, batch.indices).long()  # [L]
-        classes = torch.bucketize(places, self.starts[1:-1], right=True)  # [L]
-        numbers = torch.arange(self.bags, device=places.device)
-        bags = torch.repeat_interleave(numbers, batch.offsets.diff(), output_size=places.numel())
-        keys, order = torch.sort(classes * self.bags + bags, stable=True)
-        counts = torch.bincount(keys, minlength=len(self.sizes) * self.bags)  # [C * G]
-        slots = (places - self.starts[classes]).index_select(0, order)
-        return slots, F.pad(counts.cumsum(0), (1, 0))
-
-
-class FoldSum(torch.autograd.Function):
-    """Sum of the classes' zero-padded outputs: [G, sum of sizes] -> [G, D]."""
-
-    @staticmethod
-    def forward(ctx: Any, concatenated: Tensor, sizes: list[int], width: int) -> Tensor:
-        """Adds block k, [G, sizes[k]], to the first sizes[k] columns."""
-        ctx.sizes = sizes
-        blocks = torch.split(concatenated, sizes, dim=1)
-        out = F.pad(blocks[0], (0, width - sizes[0]))  # [G, D]
-        for size, block in zip(sizes[1:], blocks[1:], strict=True):
-            out[:, :size] += block
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        """Gives every block the gradient's first columns."""
-        return torch.cat([grad[:, :size] for size in ctx.sizes], dim=1), None, None
-
-
-def _class_weights(classes: SizeClasses, case: Case) -> list[nn.Parameter]:
-    return [
-        nn.Parameter(case.full((rows.numel(), size), INITIAL_VALUE))
-        for rows, size in zip(classes.rows, classes.sizes, strict=True)
-    ]
-
-
-def class_embeddings(case: Case, multiple: int = 1) -> Lookup:
-    """One nn.Embedding per size class; each class's rows are copied into the padded block."""
-    classes = SizeClasses(case, multiple)
-    weights = _class_weights(classes, case)
-    starts = classes.starts.tolist()
+    spec, widths = case.spec, six_widths(case.spec.width)
+    weights = [nn.Parameter(case.full((spec.rows, width), INITIAL_VALUE)) for width in widths]
+    sizes = torch.bucketize(case.dims, torch.tensor(widths, device=case.device))  # [N], int64
 
     def call(batch: Batch) -> Tensor:
-        places, positions = classes.positions(batch)
-        out = weights[0].new_zeros(places.numel(), case.spec.width)  # [L, D]
-        for weight, size, start, where in zip(
-            weights, classes.sizes, starts[:-1], positions, strict=True
-        ):
-            out[where, :size] = F.embedding(places[where] - start, weight, sparse=True)
-        return out
+        picked = F.one_hot(sizes[batch.indices], len(widths)).to(spec.dtype)  # [L, 6]
+        total = torch.zeros((), dtype=spec.dtype, device=case.device)
+        for k, weight in enumerate(weights):
+            row = F.embedding(batch.indices, weight, sparse=True)  # [L, widths[k]]
+            total = total + picked[:, k, None] * F.pad(row, (0, spec.width - widths[k]))
+        return total  # [L, D]
 
-    return Lookup(call, lambda: [*weights, classes.remap], tuple(weights))
-
-
-def class_bags(case: Case, multiple: int = 1) -> Lookup:
-    """One nn.EmbeddingBag per size class, fed by the remap and a stable sort, outputs added up."""
-    classes = SizeClasses(case, multiple)
-    modules = [_sum_bag(weight) for weight in _class_weights(classes, case)]
-    bags = case.spec.bags
-
-    def call(batch: Batch) -> Tensor:
-        slots, offsets = classes.sort(batch)
-        bounds = offsets[::bags].tolist()
-        outs = []
-        for k, module in enumerate(modules):
-            first, last = bounds[k], bounds[k + 1]
-            own = offsets[k * bags : (k + 1) * bags + 1] - first  # [G + 1]
-            outs.append(module(slots[first:last], own))
-        return FoldSum.apply(torch.cat(outs, dim=1), classes.sizes, case.spec.width)  # type: ignore[no-any-return, no-untyped-call]
-
-    weights = [module.weight for module in modules]
-    return Lookup(call, lambda: [*weights, classes.remap], tuple(weights))
+    return Lookup(call, lambda: [*weights, sizes], tuple(weights))
 
 
-# FBGEMM table-batched embeddings, on CPU.
-
-
-def _tbe(case: Case, tables: list[tuple[int, int]], optimizer: str, is_pooled: bool = True) -> Any:
-    """A TBE with tables of (rows, width); its backward applies the optimizer."""
-    try:
-        configs = importlib.import_module("fbgemm_gpu.split_embedding_configs")
-        common = importlib.import_module("fbgemm_gpu.split_table_batched_embeddings_ops_common")
-        training = importlib.import_module("fbgemm_gpu.split_table_batched_embeddings_ops_training")
-    except (ImportError, OSError) as error:
-        missing = isinstance(error, ModuleNotFoundError)
-        raise UnavailableError(FBGEMM_MISSING if missing else f"does not load: {error}") from error
-    precisions = {
-        torch.float32: configs.SparseType.FP32,
-        torch.float16: configs.SparseType.FP16,
-        torch.bfloat16: configs.SparseType.BF16,
-    }
-    kinds = {
-        "sgd": configs.EmbOptimType.EXACT_SGD,
-        "adagrad": configs.EmbOptimType.EXACT_ADAGRAD,
-        "rowwise_adagrad": configs.EmbOptimType.EXACT_ROWWISE_ADAGRAD,
-        "adam": configs.EmbOptimType.ADAM,
-    }
-    place = (common.EmbeddingLocation.HOST, training.ComputeDevice.CPU)
-    try:
-        tbe = training.SplitTableBatchedEmbeddingBagsCodegen(
-            [(rows, width, *place) for rows, width in tables],
-            optimizer=kinds[optimizer],
-            learning_rate=LEARNING_RATE,
-            pooling_mode=common.PoolingMode.SUM if is_pooled else common.PoolingMode.NONE,
-            weights_precision=precisions[case.spec.dtype],
-        )
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        raise UnavailableError(f"FBGEMM refuses: {first_line(error)}") from error
-    for weight in tbe.split_embedding_weights():
-        weight.fill_(INITIAL_VALUE)
-    return tbe
-
-
-def _tbe_tensors(tbe: Any) -> list[Tensor]:
-    """Weights and optimizer state, without the empty and the scalar ones."""
-    return [
-        t for t in [*tbe.parameters(), *tbe.buffers()] if t.numel() > 1 and t.is_floating_point()
-    ]
-
-
-def padded_tbe(case: Case, optimizer: str = "rowwise_adagrad", is_pooled: bool = True) -> Lookup:
-    """One FBGEMM TBE table of the full width."""
-    tbe = _tbe(case, [(case.spec.rows, case.spec.width)], optimizer, is_pooled)
-
-    def call(batch: Batch) -> Tensor:
-        out: Tensor = tbe(batch.indices, batch.offsets)
-        return out
-
-    return Lookup(call, lambda: _tbe_tensors(tbe))
-
-
-def class_tbe(
-    case: Case, optimizer: str = "rowwise_adagrad", *, by_sort: bool = False, is_pooled: bool = True
-) -> Lookup:
-    """Size classes as the tables of one FBGEMM TBE, fed by a remap.
-
-    The lookups reach (class, bag) order by FBGEMM's own bucketizer, or by a stable sort in torch.
-    Widths are rounded up to multiples of 4, which FBGEMM asks for.
-    """
-    classes = SizeClasses(case, multiple=4)
-    tables = [(rows.numel(), size) for rows, size in zip(classes.rows, classes.sizes, strict=True)]
-    tbe = _tbe(case, tables, optimizer, is_pooled)
-    block = torch.tensor([case.spec.rows], dtype=torch.int32)
-    starts = [classes.starts.to(torch.int32)]
-
-    def bucketize(batch: Batch) -> tuple[Tensor, Tensor]:
-        fbgemm = torch.ops.fbgemm
-        places = classes.remap.index_select(0, batch.indices)  # [L]
-        lengths, slots, *_ = fbgemm.block_bucketize_sparse_features(
-            batch.offsets.diff().int(), places, False, False, block, len(tables),
-            block_bucketize_pos=starts,
-        )  # [C * G], [L]  # fmt: skip
-        return slots, fbgemm.asynchronous_complete_cumsum(lengths)
-
-    def call(batch: Batch) -> Tensor:
-        slots, offsets = classes.sort(batch) if by_sort else bucketize(batch)
-        out = tbe(slots, offsets)  # [G, sum of sizes]
-        return FoldSum.apply(out, classes.sizes, case.spec.width)  # type: ignore[no-any-return, no-untyped-call]
-
-    return Lookup(call, lambda: [*_tbe_tensors(tbe), classes.remap])
+def six_bags(case: Case) -> Lookup:
+    """Rows of six full tables, summed over the bags."""
+    rows = six_embeddings(case)
+    return Lookup(lambda batch: _sum_bags(rows.call(batch), case), rows.tensors, rows.trained)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,11 +1,11 @@
-"""The printed table and the JSON of the results."""
+"""The printed table and the record of a case."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
+from benchmarks.cases import key_of
 from benchmarks.contenders import CaseResult, Result
 
 HEADER = (
@@ -35,7 +35,8 @@ def _format_result(result: Result, is_target: bool) -> str:
     if result.time is None:
         return f"{name:46} {result.reason}"
     ratio = f"{result.speedup.median:.2f} x" if result.speedup else "1"
-    spread = f"[{result.time.low:.3f}, {result.time.high:.3f}]"
+    digits = 3 if result.time.median >= 0.1 else 5  # a call of one index takes microseconds
+    spread = f"[{result.time.low:.{digits}f}, {result.time.high:.{digits}f}]"
     stages = (
         " + ".join(f"{ms:.2f}" for ms in result.stages.values()) if len(result.stages) > 1 else ""
     )
@@ -43,7 +44,7 @@ def _format_result(result: Result, is_target: bool) -> str:
     if is_target and result.target:
         target = f"{result.target.words}: {'met' if result.is_met else 'NOT MET'}"
     return (
-        f"{name:46} {result.time.median:9.3f} {spread:>18} {ratio:>9}  {stages:<22}"
+        f"{name:46} {result.time.median:9.{digits}f} {spread:>18} {ratio:>9}  {stages:<22}"
         f" {result.lookup_bytes / 1e6:9.1f} {result.distinct_bytes / 1e6:7.1f}"
         f" {result.copy_share:7.1%} {result.tensor_bytes / 1e6:10.1f}  {target}"
     ).rstrip()
@@ -57,20 +58,19 @@ copy bw: MB/row a second over the copy bandwidth measured in this run (above 100
 Wide rows are the popular rows: read every speed beside the mean dims."""
 
 
-def to_json(environment: dict[str, Any], results: list[CaseResult]) -> str:
-    """All results as JSON text."""
-    cases = [
-        {
-            "op": result.op,
-            "spec": dataclasses.asdict(result.spec) | {"dtype": str(result.spec.dtype)},
-            "is_target_case": result.spec.is_target,
-            "facts": dataclasses.asdict(result.facts),
-            "others_share": result.others_share,
-            "blocks": [
-                [dataclasses.asdict(line) | {"is_met": line.is_met} for line in block]
-                for block in result.blocks
-            ],
-        }
-        for result in results
-    ]
-    return json.dumps({"environment": environment, "cases": cases}, indent=1)
+def case_record(result: CaseResult) -> dict[str, Any]:
+    """A case as it is written to the file of results."""
+    return {
+        "key": key_of(result.op, result.spec),
+        "op": result.op,
+        "short": result.spec.short,
+        "spec": dataclasses.asdict(result.spec) | {"dtype": str(result.spec.dtype)},
+        "is_target_case": result.spec.is_target,
+        "facts": dataclasses.asdict(result.facts),
+        "others_share": result.others_share,
+        "seconds": result.seconds,
+        "blocks": [
+            [dataclasses.asdict(line) | {"is_met": line.is_met} for line in block]
+            for block in result.blocks
+        ],
+    }

@@ -28,11 +28,13 @@ class Runner:
         tensors: the tensors that stay between calls (weights, index, optimizer state); asked for
             after the first call because optimizers make their state late.
         cleanup: drops outputs and gradients; runs after a call, outside of the timed region.
+        calls: how often a stage does its work on the batch; the time is that of one of them.
     """
 
     stages: tuple[tuple[str, Stage], ...]
     tensors: Callable[[], Iterable[Tensor]]
     cleanup: Callable[[], None]
+    calls: int = 1
 
 
 def measure(
@@ -57,7 +59,7 @@ def measure(
             for column, (_, stage) in enumerate(runner.stages):
                 start = time.perf_counter_ns()
                 stage(batch)
-                times[which][number, column] = time.perf_counter_ns() - start
+                times[which][number, column] = (time.perf_counter_ns() - start) // runner.calls
             runner.cleanup()
             if number == 0:
                 touch_pages(runner.tensors())

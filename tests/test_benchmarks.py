@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-import json
+import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import bench_lookup_bag, ours, peers, run, timing
+from benchmarks import bench_lookup_bag, fbgemm, ours, peers, size_classes, timing
 from benchmarks.cases import (
     Batch,
     Case,
@@ -22,11 +22,16 @@ from benchmarks.cases import (
     Spec,
     bytes_per_distinct_row,
     bytes_per_lookup,
+    of_one_index,
     ranked_dims,
+    six_widths,
     standard_specs,
+    state_bytes,
+    table_bytes,
 )
 from benchmarks.contenders import Settings, measure_case, output_grad
-from benchmarks.peers import Lookup, SizeClasses, UnavailableError
+from benchmarks.peers import Lookup, UnavailableError
+from benchmarks.size_classes import SizeClasses
 from benchmarks.table import format_case
 from benchmarks.timing import Runner
 
@@ -72,15 +77,18 @@ def load_values(lookup: Lookup, case: Case, multiple: int | None) -> None:
             tensors[0].copy_(torch.cat([table.flatten() for table in tables]))
 
 
-@pytest.mark.parametrize(("dims", "mean"), [("mean22", 22.08), ("power", 11.2), ("equal", 64)])
-def test_ranked_dims_have_the_stated_mean(dims: str, mean: float) -> None:
-    ranked = ranked_dims(dims, 10_000, 64, torch.Generator())
+@pytest.mark.parametrize(
+    ("dims", "width", "mean"),
+    [("mean22", 64, 22.08), ("power", 64, 11.2), ("mean12", 128, 12.0), ("equal", 64, 64)],
+)
+def test_ranked_dims_have_the_stated_mean(dims: str, width: int, mean: float) -> None:
+    ranked = ranked_dims(dims, 10_000, width, torch.Generator())
     assert ranked.double().mean().item() == pytest.approx(mean, abs=0.01)
-    assert (ranked.diff() <= 0).all() and ranked.min() >= 1 and ranked.max() <= 64
+    assert (ranked.diff() <= 0).all() and ranked.min() >= 1 and ranked.max() == width
 
 
 def test_ranked_dims_refuse_an_unknown_law() -> None:
-    with pytest.raises(ValueError, match="dims must be one of mean22, power, uniform, equal"):
+    with pytest.raises(ValueError, match="must be one of power, mean22, mean12, uniform, equal"):
         ranked_dims("wide", 10, 64, torch.Generator())
 
 
@@ -106,13 +114,38 @@ def test_batches_are_fresh_in_range_and_as_skewed_as_asked() -> None:
     assert distinct == sorted(distinct, reverse=True) and distinct[0] > 2 * distinct[-1]
 
 
-def test_standard_cases_begin_with_the_target_and_have_a_cold_one() -> None:
-    specs = standard_specs()
-    assert specs[0].is_target and not any(spec.is_target for spec in specs[1:])
-    assert specs[0].lookups == 81_920
-    assert {spec.zipf for spec in specs} == {0.0, 0.6, 1.05, 1.2}
-    assert specs[-1].rows == 10_000_000 and specs[-1].zipf == 0
-    assert standard_specs(quick=True) == specs[:1]
+def test_standard_cases_vary_one_thing_at_a_time() -> None:
+    specs, target = standard_specs("update"), Spec()
+    assert specs[0] == target and not any(spec.is_target for spec in specs[1:])
+    assert len(set(specs)) == len(specs)
+    axes = ("zipf", "width", "pooling")
+    for dims in ("mean22", "equal"):
+        found = {
+            axis: {getattr(s, axis) for s in specs if s.dims == dims and s.rows == target.rows}
+            for axis in axes
+        }
+        assert found["zipf"] == {0, 0.6, 1.05} and found["width"] == {16, 64, 128, 256}
+        assert found["pooling"] == {1, 20, 100}
+    for spec in specs[:-1]:
+        assert sum(getattr(spec, axis) != getattr(target, axis) for axis in axes) <= 1
+    assert all(81_800 < spec.lookups <= 81_920 for spec in specs)
+    assert standard_specs("update", quick=True) == specs[:1]
+
+
+def test_the_cold_case_is_as_large_as_a_padded_step_allows() -> None:
+    large, step = (standard_specs(op)[-1] for op in ("lookup_bag", "update"))
+    assert large == Spec(dims="mean12", zipf=0.0, rows=20_000_000, width=128)
+    assert step == dataclasses.replace(large, rows=10_000_000)
+    numbers = step.width * step.rows
+    needed = 4 * numbers + state_bytes("adam", step.rows, numbers)
+    assert needed < 16e9 < 2 * needed
+
+
+def test_the_overhead_is_that_of_one_index() -> None:
+    both = [Spec(bags=1, pooling=1), Spec(dims="equal", bags=1, pooling=1)]
+    assert standard_specs("overhead") == both
+    assert standard_specs("overhead", quick=True) == both[:1]
+    assert of_one_index([Spec(), Spec(pooling=5), Spec(dims="equal")]) == both
 
 
 def test_bytes_per_lookup() -> None:
@@ -120,6 +153,8 @@ def test_bytes_per_lookup() -> None:
     assert count(layout="jagged", is_step=False) == (20 * 3 + 4 * 8) * 4
     assert count(layout="padded", is_step=False) == (20 * 8 + 4 * 8) * 4
     assert count(layout="padded", is_step=True) == 3 * (20 * 8 + 4 * 8) * 4
+    assert six_widths(8) == [1, 1, 1, 1, 4, 8] and six_widths(128) == [2, 4, 8, 16, 64, 128]
+    assert count(layout="six", is_step=False) == (20 * 16 + 4 * 8) * 4
 
 
 def test_bytes_per_distinct_row() -> None:
@@ -129,6 +164,7 @@ def test_bytes_per_distinct_row() -> None:
     assert jagged == 10 * 2.5 * 4 + 10 * 32 + indices + out
     assert count(layout="padded", optimizer=None) == 10 * 8 * 4 + indices + out
     assert count(layout="masked", optimizer=None) == 2 * 10 * 8 * 4 + indices + out
+    assert count(layout="six", optimizer=None) == 10 * 16 * 4 + 10 * 8 + indices + out
     step = jagged + out + indices + 10 * 32
     assert count(layout="jagged", optimizer="sgd") == step + 2 * 100
     assert count(layout="jagged", optimizer="rowwise_adagrad") == step + 2 * (100 + 40)
@@ -149,6 +185,16 @@ def test_measure_interleaves_and_turns_the_order(is_warm: bool) -> None:
     assert "".join(calls) == ("a.a.b.b.b.b.a.a.a.a.b.b." if is_warm else one)
     assert [t.shape for t in times] == [(2, 2), (2, 2)]
     assert all((t > 0).all() for t in times)
+
+
+def test_a_repeated_call_takes_its_share_of_the_time() -> None:
+    def runner(calls: int) -> Runner:
+        stages = (("wait", lambda _: time.sleep(0.02)),)
+        return Runner(stages, lambda: [], lambda: None, calls)
+
+    batches = [Batch(torch.zeros(1), torch.zeros(2))]
+    once, share = timing.measure([runner(1), runner(1000)], batches, warmup=0)
+    assert once[0, 0] >= 20_000_000 and 20_000 <= share[0, 0] < once[0, 0] / 10
 
 
 def test_speedup_is_the_median_of_the_rounds_ratios() -> None:
@@ -173,9 +219,9 @@ def test_touch_pages_leaves_values_alone() -> None:
     ("build", "multiple"),
     [
         (peers.masked_bag, None),
-        (peers.class_bags, 1),
-        pytest.param(peers.class_tbe, 4, marks=needs_fbgemm),
-        pytest.param(partial(peers.class_tbe, by_sort=True), 4, marks=needs_fbgemm),
+        (size_classes.class_bags, 1),
+        pytest.param(fbgemm.class_tbe, 4, marks=needs_fbgemm),
+        pytest.param(partial(fbgemm.class_tbe, by_sort=True), 4, marks=needs_fbgemm),
     ],
 )
 def test_pooled_peers_give_the_same_sums(build: peers.Build, multiple: int | None) -> None:
@@ -188,7 +234,7 @@ def test_pooled_peers_give_the_same_sums(build: peers.Build, multiple: int | Non
 
 
 @pytest.mark.parametrize(
-    ("build", "multiple"), [(peers.masked_embedding, None), (peers.class_embeddings, 1)]
+    ("build", "multiple"), [(peers.masked_embedding, None), (size_classes.class_embeddings, 1)]
 )
 def test_sequence_peers_give_the_same_rows(build: peers.Build, multiple: int | None) -> None:
     case = Case(TINY)
@@ -198,9 +244,69 @@ def test_sequence_peers_give_the_same_rows(build: peers.Build, multiple: int | N
     torch.testing.assert_close(lookup.call(batch), masked_values(case)[batch.indices])
 
 
+@pytest.mark.parametrize("width", [16, 64])
+def test_six_full_tables_give_the_row_of_the_narrowest_that_holds_it(width: int) -> None:
+    case = Case(dataclasses.replace(TINY, width=width))
+    values, widths = masked_values(case), six_widths(width)
+    lookup, pooled = peers.six_embeddings(case), peers.six_bags(case)
+    for table in (lookup, pooled):
+        *weights, sizes = table.tensors()
+        assert [weight.shape for weight in weights] == [(200, w) for w in widths]
+        with torch.no_grad():
+            for k, weight in enumerate(weights):  # numbers of the five others have to vanish
+                weight.copy_(torch.where((sizes == k)[:, None], values[:, : widths[k]], 7.0))
+    (batch,) = case.batches(1)
+    expected = values[batch.indices]
+    torch.testing.assert_close(lookup.call(batch), expected)
+    torch.testing.assert_close(pooled.call(batch), expected.view(8, 5, width).sum(dim=1))
+
+
+@pytest.mark.parametrize("pooling", [1, 5])
+def test_padded_tables_give_the_same_sums(pooling: int) -> None:
+    case = Case(dataclasses.replace(TINY, pooling=pooling))
+    (batch,) = case.batches(1)
+    outs = []
+    for build in (peers.padded_bag, peers.summed_embedding, peers.dense_bag):
+        lookup = build(case)
+        with torch.no_grad():
+            lookup.trained[0].copy_(masked_values(case) + 1)
+        outs.append(lookup.call(batch))
+        outs[-1].sum().backward()
+        assert lookup.trained[0].grad.is_sparse == (build is not peers.dense_bag)
+    expected = (masked_values(case) + 1)[batch.indices].view(8, pooling, 64).sum(dim=1)
+    torch.testing.assert_close(outs, 3 * [expected])
+
+
+def test_a_dense_gradient_is_for_small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "MOST_DENSE", 200 * 64 - 1)
+    with pytest.raises(UnavailableError, match="every step passes over all 0 million numbers"):
+        peers.dense_bag(Case(TINY))
+
+
+@pytest.mark.parametrize(
+    ("build", "layout"),
+    [
+        (peers.padded_bag, "padded"),
+        (peers.masked_bag, "masked"),
+        (peers.six_bags, "six"),
+        (size_classes.class_bags, "classes"),
+    ],
+)
+def test_table_bytes_are_those_of_the_tensors(build: peers.Build, layout: str) -> None:
+    case = Case(TINY)
+    assert table_bytes(case, layout, None) == timing.tensor_bytes(build(case).tensors())
+
+
+def test_a_mask_is_made_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = peers.masked_bag(Case(TINY)).tensors()[1]
+    monkeypatch.setattr(peers, "_ROWS_AT_A_TIME", 7)
+    assert torch.equal(peers.masked_bag(Case(TINY)).tensors()[1], whole)
+    assert torch.equal(whole.sum(1), Case(TINY).dims)
+
+
 def trained_output(lookup: Lookup, optimizers: list[torch.optim.Optimizer], case: Case) -> Tensor:
     """The lookups of one batch after two SGD steps on others."""
-    first, second, third = Case(TINY).batches(3)
+    first, second, third = Case(case.spec).batches(3)
     runner = peers.step_runner(lookup, optimizers, 100 * output_grad(case))
     for batch in (first, second):
         timing.run_once(runner, batch)
@@ -214,33 +320,42 @@ def test_a_step_trains_every_contender_alike(name: str) -> None:
     expected = trained_output(masked, [peers.torch_sgd(masked.trained)], case)
     optimizers: list[torch.optim.Optimizer] = []
     if name == "tbe":
-        lookup = peers.class_tbe(case, "sgd")
+        lookup = fbgemm.class_tbe(case, "sgd")
     elif name == "ours":
         lookup = ours.jagged_bag(case)
         with torch.no_grad():
             lookup.trained[0].fill_(peers.INITIAL_VALUE)
         optimizers = [ours.fused_optimizer(lookup, "sgd")]
     else:
-        lookup = peers.class_bags(case)
+        lookup = size_classes.class_bags(case)
         optimizers = [peers.torch_sgd(lookup.trained)]
     torch.testing.assert_close(trained_output(lookup, optimizers, case), expected)
+
+
+@pytest.mark.parametrize("build", [peers.six_bags, size_classes.class_bags])
+def test_a_step_trains_equal_dims_as_a_padded_table(build: peers.Build) -> None:
+    case = Case(dataclasses.replace(TINY, dims="equal"))
+    lookups = [peers.padded_bag(case), build(case)]
+    outs = [trained_output(own, [peers.torch_sgd(own.trained)], case) for own in lookups]
+    torch.testing.assert_close(outs[1], outs[0])
+    assert (outs[0] - outs[0].mean()).abs().max() > 1e-3  # it was trained at all
 
 
 def test_missing_fbgemm_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> Any:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(peers.importlib, "import_module", refuse)
+    monkeypatch.setattr(fbgemm.importlib, "import_module", refuse)
     with pytest.raises(UnavailableError, match=r"not installed \(pip install --no-deps fbgemm"):
-        peers.padded_tbe(Case(TINY))
+        fbgemm.padded_tbe(Case(TINY))
 
 
 @needs_fbgemm
 def test_what_fbgemm_cannot_do_is_said() -> None:
     with pytest.raises(UnavailableError, match="adam is not supported in CPU mode"):
-        peers.padded_tbe(Case(TINY), "adam")
+        fbgemm.padded_tbe(Case(TINY), "adam")
     with pytest.raises(UnavailableError, match="Mixed dimension tables"):
-        peers.class_tbe(Case(TINY), is_pooled=False)
+        fbgemm.class_tbe(Case(TINY), is_pooled=False)
 
 
 def test_a_peer_that_does_not_fit_is_said() -> None:
@@ -250,31 +365,3 @@ def test_a_peer_that_does_not_fit_is_said() -> None:
     assert reasons["nn.EmbeddingBag padded"].startswith("not run: takes 0.0 GB")
     assert reasons["size-class nn.EmbeddingBag (sort)"] == ""
     assert "not run" in format_case(result)
-
-
-def test_run_measures_prints_and_writes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr(run, "tests_pass", lambda op: True)
-    target = tmp_path / "bench.json"
-    sizes = ["--rows", "500", "--bags", "16", "--dims", "power"]
-    assert run.main(["all", *sizes, "--rounds", "2", "--json", str(target)]) == 0
-    printed = capsys.readouterr().out
-    assert "nn.EmbeddingBag + SparseAdam" in printed and "Zipf 1.05" in printed
-    assert "met" not in printed.lower().split("lookup: power")[1]  # targets are for one case only
-    results = json.loads(target.read_text())
-    assert {"cpu", "cores", "caches", "versions", "commit"} <= results["environment"].keys()
-    assert [case["op"] for case in results["cases"]] == ["lookup", "lookup_bag", "update"]
-    for case in results["cases"]:
-        for block in case["blocks"]:
-            assert block[0]["speedup"] is None and block[0]["time"]["median"] > 0
-            assert all(line["reason"] or line["speedup"]["median"] > 0 for line in block[1:])
-
-
-def test_red_tests_give_no_numbers(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(run, "tests_pass", lambda op: op != "update")
-    assert run.main(["all", "--quick"]) == 1
-    printed = capsys.readouterr()
-    assert "no numbers: the tests of update fail" in printed.err and printed.out == ""

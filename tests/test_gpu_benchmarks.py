@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from benchmarks import registers
-from benchmarks.cases import Case, Facts, Spec, coalesce_bytes
+from benchmarks.cases import Case, Facts, Spec, coalesce_bytes, key_of
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import billion, checks, timing
-from benchmarks.gpu.operations import OPERATIONS, Sizes, contenders, key_of, measure_cases
+from benchmarks.gpu.operations import OPERATIONS, Sizes, contenders, measure_cases
 from benchmarks.gpu.report import Results, to_markdown
 from benchmarks.gpu.tables import OurTable, class_linears, padded_linear
 from benchmarks.large import make_batches, make_dims, multiplier_of

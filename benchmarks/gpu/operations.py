@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import peers
+from benchmarks import peers, size_classes
 from benchmarks.cases import (
     Batch,
     Case,
@@ -20,6 +20,7 @@ from benchmarks.cases import (
     bytes_per_distinct_row,
     bytes_per_lookup,
     coalesce_bytes,
+    key_of,
 )
 from benchmarks.contenders import Contender, output_grad
 from benchmarks.gpu import timing
@@ -127,11 +128,6 @@ def measure_cases(
         del table, case  # before the next one needs the memory
 
 
-def key_of(op: str, spec: Spec) -> str:
-    """What a record is known by when a run is resumed."""
-    return f"{op} / {spec}"
-
-
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -156,10 +152,12 @@ def contenders(
         grad = _sequence_grad(case)
         return ours, [Contender("torch coalesce", lambda c: torch_coalescing(c, grad), "padded")]
     kinds = {
-        "lookup": (peers.padded_embedding, peers.masked_embedding, peers.class_embeddings),
+        "lookup": (peers.padded_embedding, peers.masked_embedding, size_classes.class_embeddings),
         "lookup_linear": (padded_linear, None, class_linears),
     }
-    padded, masked, classes = kinds.get(op, (peers.padded_bag, peers.masked_bag, peers.class_bags))
+    padded, masked, classes = kinds.get(
+        op, (peers.padded_bag, peers.masked_bag, size_classes.class_bags)
+    )
     module = "nn.EmbeddingBag" if op in POOLED else "nn.Embedding"
     builds = [
         (f"{module} padded", padded, "padded"),

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from benchmarks.progress import refuse_other
+
 Json = dict[str, Any]
 
 
@@ -23,9 +25,7 @@ class Results:
         self.sections: Json = {}
         if resume and path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
-            if found["environment"] != environment:
-                changed = [k for k in environment if found["environment"].get(k) != environment[k]]
-                raise ValueError(f"--resume: {path.name} has another {', '.join(changed)}")
+            refuse_other(path, found["environment"], environment)
             self.sections = found["sections"]
 
     def put(self, section: str, record: Any) -> None:

@@ -10,12 +10,8 @@ from torch import Tensor, nn
 
 from benchmarks.cases import Batch, Case
 from benchmarks.ours import OPTIMIZERS
-from benchmarks.peers import (
-    LEARNING_RATE,
-    Lookup,
-    SizeClasses,
-    padded_embedding,
-)
+from benchmarks.peers import LEARNING_RATE, Lookup, padded_embedding
+from benchmarks.size_classes import SizeClasses
 from benchmarks.timing import Runner
 from varemb.nn.unify import LinearUnify
 from varemb.ops import coalesce, lookup, lookup_bag, lookup_linear
