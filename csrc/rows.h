@@ -46,6 +46,7 @@ struct Limit {
 // before the row.
 struct PackedRows {
   static constexpr bool kMayLackRows = false;
+  static constexpr bool kIsIndexed = true;
   static constexpr int kRowsPerBlock = 24;
   static constexpr int kBlockBytes = 32;
   static constexpr int kBaseBytes = 8;
@@ -142,6 +143,7 @@ struct PackedRows {
 // an 8-byte word per chunk says where the chunk begins and the dim. A row moves by a new handle.
 struct PagedRows {
   static constexpr bool kMayLackRows = true;
+  static constexpr bool kIsIndexed = true;
   static constexpr int kSlotBits = 8;
   static constexpr int kDimBits = 12;
 
@@ -168,6 +170,17 @@ struct PagedRows {
 
   // What a lookup of the row reads first.
   const void* entry_of(int64_t row) const { return handles + row; }
+};
+
+// Packed rows that all have the full width: nothing needs to be read to find one.
+struct FullRows {
+  static constexpr bool kMayLackRows = false;
+  static constexpr bool kIsIndexed = false;
+
+  int64_t num_rows;
+  int32_t width;
+
+  VAREMB_HOST_DEVICE Row operator()(int64_t row) const { return {row * width, width}; }
 };
 
 // Either layout, told apart at run time. For kernels that work long on each row that they find:

@@ -53,6 +53,13 @@ struct Call {
   int64_t padding_idx = -1;  // read as an empty row
 };
 
+// Whether all rows of a packed table have the full width: none can have more, so the numbers of all
+// of them tell. A granule that does not divide the width could round some up beyond it.
+inline bool are_full(const RowsArgs& args) {
+  return !is_paged(args.index) && args.width % args.granule == 0 &&
+         args.numbers == args.num_rows * args.width;
+}
+
 // Calls body(Call) for the dtype of the indices and the layout of the rows.
 template <typename T, typename Body>
 void dispatch_calls(
@@ -64,12 +71,14 @@ void dispatch_calls(
     const Body& body) {
   dispatch_index(indices, [&](auto index_type) {
     using Index = typename decltype(index_type)::type;
-    dispatch_layout(where, [&](const auto& rows) {
+    const auto call = [&](const auto& rows) {
       using Rows = std::decay_t<decltype(rows)>;
       body(
           Call<T, Index, Rows>{
               data<T>(values), rows, data<Index>(indices), limit_of(limit), padding_idx});
-    });
+    };
+    if (are_full(where)) return call(FullRows{where.num_rows, static_cast<int32_t>(where.width)});
+    dispatch_layout(where, call);
   });
 }
 
@@ -110,9 +119,11 @@ class Ahead {
 
  private:
   [[gnu::always_inline]] void prefetch_entry(int64_t position) const {
-    const uint64_t row = static_cast<uint64_t>(static_cast<int64_t>(call_.indices[position]));
-    if (row < static_cast<uint64_t>(call_.rows.num_rows))
-      prefetch(call_.rows.entry_of(static_cast<int64_t>(row)));
+    if constexpr (Rows::kIsIndexed) {
+      const uint64_t row = static_cast<uint64_t>(static_cast<int64_t>(call_.indices[position]));
+      if (row < static_cast<uint64_t>(call_.rows.num_rows))
+        prefetch(call_.rows.entry_of(static_cast<int64_t>(row)));
+    }
   }
 
   [[gnu::always_inline]] Source<T> decode(int64_t position) {

@@ -199,3 +199,22 @@ def test_lookup_past_2_to_31_numbers(backend):
             storage.row(row).fill_(value)
         out = lookup(storage.weight, storage.rows, asked, backend=backend)
     assert out.float().mean(1).tolist() == [3, 1, 2]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_that_take_the_full_tables_numbers_with_other_dims_are_read_by_their_own(backend):
+    # Above a width of 255 dims are even: 302 and 300 numbers are those of two rows 301 wide.
+    table = make_table(torch.tensor([302, 300]), 301, torch.float32)
+    assert table.rows.numbers == 2 * 301
+    indices = torch.tensor([1, 0])
+    assert torch.equal(
+        lookup(table.values, table.rows, indices, backend=backend), table.dense[indices]
+    )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("index", [-1, 40, 2**40])
+def test_rows_of_full_width_are_checked_too(backend, index):
+    table = make_table(torch.full((40,), 8), 8, torch.float32)
+    with pytest.raises(IndexError, match=rf"\[0, 40\), got {index} at position 1"):
+        lookup(table.values, table.rows, torch.tensor([3, index]), backend=backend)
