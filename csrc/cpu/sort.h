@@ -121,9 +121,10 @@ SortedLookups sort_lookups(
     int64_t num_rows,
     int64_t padding_idx,
     const Bags<Index>* bags) {
+  const int64_t tags = bags == nullptr ? lookups : std::max(lookups, bags->bags);
   check(
-      lookups <= std::numeric_limits<uint32_t>::max(), op,
-      ": at most 2^32 - 1 indices in a call, got ", lookups);
+      tags <= std::numeric_limits<uint32_t>::max(), op,
+      ": at most 2^32 - 1 indices and bags in a call, got ", tags);
   SortedLookups sorted;
   sorted.keys.reset(new Key[static_cast<size_t>(lookups)]);
   sorted.count = make_keys(op, indices, lookups, num_rows, padding_idx, bags, sorted.keys.get());

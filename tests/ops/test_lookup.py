@@ -214,7 +214,7 @@ def test_rows_that_take_the_full_tables_numbers_with_other_dims_are_read_by_thei
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("index", [-1, 40, 2**40])
-def test_rows_of_full_width_are_checked_too(backend, index):
+def test_lookup_refuses_an_index_outside_a_table_of_full_width(backend, index):
     table = make_table(torch.full((40,), 8), 8, torch.float32)
     with pytest.raises(IndexError, match=rf"\[0, 40\), got {index} at position 1"):
         lookup(table.values, table.rows, torch.tensor([3, index]), backend=backend)

@@ -140,7 +140,8 @@ def test_labels_of_the_training_rows_reach_only_the_weights():
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_search_solves_the_planted_problem(seed):
-    found = search(dataclasses.replace(SEARCH, seed=seed), make_parts(seed=seed))
+    # With 12,000 rows four seeds of six find it, with 40,000 all.
+    found = search(dataclasses.replace(SEARCH, seed=seed), make_parts(40_000, seed=seed))
     assert found.plan["user"].tolist() == [8] * IDS
     assert found.plan["city"].tolist() == [2] * IDS
     assert found.score > 0.8
