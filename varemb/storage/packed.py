@@ -15,7 +15,7 @@ from varemb.ops.reference import ROWS_PER_BLOCK, locate, stored_dims
 from varemb.rows import Rows
 from varemb.storage.base import RowMap, Storage
 from varemb.storage.moves import STAGING_NBYTES, Mover, NewNumbers, parts
-from varemb.storage.pages import fitted, with_room
+from varemb.storage.pages import fitted, prefer_huge_pages, with_room
 from varemb.storage.rebuild import rebuild
 from varemb.storage.requests import check_init, checked_dims, checked_rows, map_rows
 
@@ -44,7 +44,7 @@ def packed_index(dims: Tensor, granule: int) -> Tensor:  # [N] -> [ceil(N / 24),
     Made in parts, so that a billion rows take little more than their dims and their index.
     """
     blocks = -(-dims.numel() // ROWS_PER_BLOCK)
-    index = torch.zeros(blocks, 4, dtype=torch.int64)
+    index = prefer_huge_pages(torch.empty(blocks, 4, dtype=torch.int64))
     end = 0
     for first in range(0, blocks, _BLOCKS_AT_A_TIME):
         own = index[first : first + _BLOCKS_AT_A_TIME]  # [b, 4]
