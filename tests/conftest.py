@@ -22,9 +22,12 @@ def _uninitialised_memory_is_nan() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Small models, where a second thread costs more than it brings."""
+    """Small models, where a second thread costs more than it brings, and benchmarks, whose times do
+    not matter here and whose threads would wait for each other on a busy machine."""
     before = torch.get_num_threads()
-    if request.path.parent.name in ("models", "search"):
+    folder, file = request.path.parent.name, request.path.stem
+    is_benchmark = "benchmark" in file or file == "test_model_step"
+    if folder in ("models", "search") or is_benchmark or file == "test_experiment":
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,15 +21,6 @@ from benchmarks.timing import run_once
 
 SIZES = ["--rows", "500", "--bags", "16", "--dims", "power"]
 ENVIRONMENT = {"cpu": "a", "commit": "b", "rounds": 2, "load": 0.5, "copy_gb_per_s": 9.0}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Times do not matter here, and threads that wait for each other on a busy machine do."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

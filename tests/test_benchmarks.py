@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -41,15 +40,6 @@ needs_fbgemm = pytest.mark.skipif(not HAS_FBGEMM, reason="fbgemm-gpu-cpu is not 
 
 FACTS = Facts(zipf=1.0, mean_dim=2.0, access_dim=3.0, distinct_rows=10, distinct_dim=2.5)
 FACTS_SPEC = Spec(width=8, bags=4, pooling=5)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Times do not matter here, and threads that wait for each other on a busy machine do."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def masked_values(case: Case) -> Tensor:

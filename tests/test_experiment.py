@@ -3,7 +3,6 @@
 from dataclasses import fields
 
 import pytest
-import torch
 
 from varemb.data import PLANTED_DIMS
 from varemb.experiment import Place, run_demo, search_option, train_option
@@ -13,14 +12,6 @@ from varemb.search import AutoDimConfig, TrainConfig
 
 for package in ("sklearn", "tqdm"):
     pytest.importorskip(package, reason="training measures with scikit-learn and shows progress")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_every_option_has_a_name_of_its_own():

@@ -1,21 +1,12 @@
 """The benchmark of DeepFM's step compares models that agree, and measures whole steps."""
 
 import json
-from collections.abc import Iterator
 
 import pytest
 import torch
 
 from benchmarks import bench_model_step, timing
 from benchmarks.bench_model_step import KINDS, Contender, make_clicks, make_plan
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_models_with_the_same_mathematics_agree() -> None:

@@ -1,7 +1,6 @@
 """The benchmark of large tables measures what it says, on tables that are small."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,6 @@ from benchmarks.bench_scale import DIMS, METHODS, Phases, Settings, measure_tabl
 from benchmarks.large import make_batches, make_dims
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_rows_have_12_numbers_on_average() -> None:
