@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from resident import linux_only, peak_bytes
+from resident import assert_takes_less, linux_only
 
 from varemb import VarEmbedding, optim
 from varemb.files import load_state, load_state_into, save_state, save_tensors, tensors
@@ -227,6 +227,6 @@ from varemb.files import load_state, load_state_into, save_state
 path, large = {str(tmp_path / "s")!r}, {{"a": torch.ones(50_000_000)}}
 save_state(path, large)
 """
-    assert peak_bytes(setup, "save_state(path, large)") < 40e6  # of 200e6
-    assert peak_bytes(setup + "large.clear()", "load_state(path)") < 240e6
-    assert peak_bytes(setup, "load_state_into(path, large)") < 40e6
+    assert_takes_less(40e6, setup, "save_state(path, large)")  # of 200e6
+    assert_takes_less(240e6, setup + "large.clear()", "load_state(path)")
+    assert_takes_less(40e6, setup, "load_state_into(path, large)")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from resident import linux_only, peak_bytes
+from resident import assert_takes_less, linux_only
 
 from varemb.ops import lookup, reference
 from varemb.optim import Adagrad
@@ -59,10 +59,10 @@ dims = torch.zeros(40_000_000, dtype=torch.uint8)
 """
     build = "table = VarEmbedding(len(dims), 64, dims=dims)"
     most = 2 * 40_000_000 + 70_000_000  # and a part of the rows at a time
-    assert peak_bytes(setup, build) < most + 1.34 * 40_000_000
-    assert peak_bytes(setup + build, "state = table.state_dict()") < most
+    assert_takes_less(most + 1.34 * 40_000_000, setup, build)
+    assert_takes_less(most, setup + build, "state = table.state_dict()")
     load = "table.load_state_dict(state)"
-    assert peak_bytes(f"{setup}{build}\nstate = table.state_dict()", load) < 70_000_000
+    assert_takes_less(70_000_000, f"{setup}{build}\nstate = table.state_dict()", load)
 
 
 def test_index_takes_1_34_bytes_a_row():
