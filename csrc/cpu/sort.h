@@ -79,7 +79,7 @@ int64_t make_keys(
     const Bags<Index>* bags,
     Key* keys) {
   std::atomic<int64_t> kept{0};
-  const auto make = [&](int64_t begin, int64_t end, const auto& tag, BadIndex& bad) {
+  const auto make = [&](int64_t begin, int64_t end, const auto& tag, BadIndex& bad) -> int64_t {
     int64_t padded = 0;
     for (int64_t p = begin; p < end; ++p) {
       const int64_t row = static_cast<int64_t>(indices[p]);
@@ -89,21 +89,23 @@ int64_t make_keys(
       padded += is_padding;
       keys[p] = static_cast<Key>(is_padding ? num_rows : row) << 32 | static_cast<Key>(tag(p));
     }
-    kept += end - begin - padded;
+    return end - begin - padded;
   };
   BadIndex bad;
   if (bags == nullptr) {
     bad = parallel_lookup(lookups, kSortGrain, [&](int64_t begin, int64_t end) {
       BadIndex first;
-      make(begin, end, [](int64_t p) { return p; }, first);
+      kept += make(begin, end, [](int64_t p) { return p; }, first);
       return first;
     });
   } else {
     bad = parallel_lookup(bags->bags, 512, [&](int64_t begin, int64_t end) {
       BadIndex first;
+      int64_t own = 0;  // an atomic addition per bag would be felt
       for (int64_t bag = begin; bag < end; ++bag) {
-        make(bags->begin(bag), bags->end(bag), [=](int64_t) { return bag; }, first);
+        own += make(bags->begin(bag), bags->end(bag), [=](int64_t) { return bag; }, first);
       }
+      kept += own;
       return first;
     });
   }
