@@ -5,10 +5,11 @@ import torch
 
 from benchmarks import bench_floor
 from benchmarks.cases import Case, Spec
-from varemb._native import cpu_missing
+from varemb.ops.backend import why_not
 
-if cpu_missing() is not None:
-    pytest.skip(f"kernels alone need the CPU library: {cpu_missing()}", allow_module_level=True)
+pytestmark = pytest.mark.skipif(
+    why_not("cpu", "cpu") is not None, reason=str(why_not("cpu", "cpu"))
+)
 
 
 def small_case(dtype=torch.float32):
