@@ -66,6 +66,14 @@ def test_pairs_are_the_seeds_that_both_have():
     assert autodim["gain"] == pytest.approx(0.002)
 
 
+def test_the_best_baseline_is_chosen_by_the_seeds_that_all_baselines_have():
+    results = make_results()  # FDE is ahead of MDE on seeds 0, 1 and 2
+    results += [make_result("mde", seed, 0.95) for seed in (7, 8)]
+    assert {each["baseline"] for each in summarize(results)} == {"fde"}
+    results = [make_result("fde", 0, 0.8), make_result("mde", 1, 0.9)]  # none is shared
+    assert {each["baseline"] for each in summarize(results)} == {"mde"}
+
+
 def test_the_autodim_family_is_never_the_baseline():
     results = [make_result("autodim-s", 0, 0.9), make_result("autodim", 0, 0.8)]
     assert [each["baseline"] for each in summarize(results)] == [None, None]

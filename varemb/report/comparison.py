@@ -87,7 +87,8 @@ def summarize(
     """One record per model and method: means and standard deviations over the seeds.
 
     Each has a paired t-test of its quality, over the seeds that both have, against the best
-    baseline: the method outside the own family with the highest mean quality on that model.
+    baseline: the method outside the own family with the highest mean quality on that model, over
+    the seeds that all of these have (over its own if there are none: other seeds are other splits).
 
     Args:
         results: of any models, methods and seeds.
@@ -101,7 +102,7 @@ def summarize(
     for (model, method), mine in groups.items():
         others = {name: group for (m, name), group in groups.items()
                   if m == model and not name.startswith(own)}  # fmt: skip
-        best = max(others, key=lambda name: mean(map(quality, others[name])), default=None)
+        best = _best(others, quality)
         record: dict[str, Any] = {
             "model": model, "method": method, "seeds": [r["seed"] for r in mine],
             "baseline": best, "gain": None, "t": None, "p": None,
@@ -118,6 +119,17 @@ def summarize(
                 record["t"], record["p"] = test or (None, None)
         summaries.append(record)
     return summaries
+
+
+def _best(others: Mapping[str, Sequence[Result]], quality: Measure) -> str | None:
+    """The method with the highest mean quality over the seeds that all have."""
+    seeds = [{result["seed"] for result in group} for group in others.values()]
+    shared = set.intersection(*seeds) if seeds else set()
+
+    def score(name: str) -> float:
+        return mean(quality(r) for r in others[name] if not shared or r["seed"] in shared)
+
+    return max(others, key=score, default=None)
 
 
 def _auc(result: Result) -> float:
