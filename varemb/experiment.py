@@ -8,15 +8,13 @@ and seed; FDE is the plan in which every row has the full width, without matrice
 from __future__ import annotations
 
 import dataclasses
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from varemb.data import (
@@ -27,7 +25,7 @@ from varemb.data import (
     load_ml1m,
     planted_clicks,
 )
-from varemb.files import save_json, save_jsonl
+from varemb.files import checksum, save_json, save_jsonl
 from varemb.models import FM, IPNN, NFM, AutoInt, DeepFM, WideDeep
 from varemb.plan import SizePlan
 from varemb.report import format_results, format_table, method_name, total_bytes
@@ -108,23 +106,15 @@ def train_option(name: str) -> str:
     return "--" + name.rstrip("_").replace("_", "-")
 
 
-def checksum(arrays: Iterable[npt.NDArray[Any]]) -> int:
-    """CRC-32 of the arrays' bytes, one after the other."""
-    value = 0
-    for array in arrays:
-        value = zlib.crc32(np.ascontiguousarray(array).data, value)
-    return value
-
-
 @lru_cache(maxsize=1)  # the cells of a comparison share their data
 def _data_checksum(*parts: ClickData) -> str:
     arrays = [array for part in parts for array in (part.ids.numpy(), part.labels.numpy())]
-    return f"checksum {checksum(arrays):08x}"
+    return f"checksum {checksum(arrays)}"
 
 
 def plan_checksum(plan: SizePlan) -> str:
     """What tells a plan from another in the options of a run."""
-    return f"checksum {checksum([plan[name] for name in plan]):08x}"
+    return f"checksum {checksum(plan[name] for name in plan)}"
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from varemb.data import STREAMS, EventColumns, EventStream, load_stream, load_stream_file
-from varemb.experiment import Place, Result, Say, checksum, show_finished, train_option
-from varemb.files import save_json, save_jsonl
+from varemb.experiment import Place, Result, Say, show_finished, train_option
+from varemb.files import checksum, save_json, save_jsonl
 from varemb.report import format_stream_results
 from varemb.runs import CHECKPOINT, HISTORY, METRICS, PLAN, open_run
 from varemb.search import (
@@ -136,7 +136,7 @@ class Source:
             "--data": self.name,
             "--order": self.order,
             "--events": self.events,
-            "content of --data": f"checksum {checksum(arrays):08x}",
+            "content of --data": f"checksum {checksum(arrays)}",
         }
 
 

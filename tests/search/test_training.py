@@ -204,6 +204,14 @@ def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
     assert again[1]["bytes"] == first[1]["bytes"]
 
 
+def test_resume_refuses_a_checkpoint_of_other_rows(tmp_path):
+    parts, path = make_parts(), tmp_path / "train.safetensors"
+    train(parts, checkpoint=path)
+    other = dataclasses.replace(parts[0], labels=parts[0].labels.flip(0))
+    with pytest.raises(ValueError, match=r"train.safetensors was written with content = "):
+        train((other, *parts[1:]), checkpoint=path, resume=True)
+
+
 def test_resume_refuses_a_checkpoint_of_another_plan(tmp_path):
     parts, path = make_parts(), tmp_path / "train.safetensors"
     train(parts, checkpoint=path)

@@ -2,6 +2,7 @@
 
 from varemb.files.atomic import (
     atomic_write,
+    checksum,
     load_json,
     load_jsonl,
     save_json,
@@ -12,6 +13,7 @@ from varemb.files.tensors import load_described, load_metadata, load_tensors, sa
 
 __all__ = [
     "atomic_write",
+    "checksum",
     "load_described",
     "load_json",
     "load_jsonl",

@@ -1,4 +1,4 @@
-"""Writes that survive a kill, and JSON.
+"""Writes that survive a kill, JSON, and checksums.
 
 A save goes to a temporary file beside the old one, reaches the disk, and then takes the place of
 the old file in one step. A full disk, an exception or a kill in the middle leaves the previous file
@@ -13,9 +13,13 @@ import os
 import secrets
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 _STALE_SECONDS = 3600.0
 
@@ -138,3 +142,16 @@ def _remove_stale(target: Path) -> None:
 
 def _escape(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def checksum(arrays: Iterable[npt.NDArray[Any]]) -> str:
+    """CRC-32 of the arrays' bytes, one after the other, as hexadecimal digits.
+
+    Example:
+        >>> checksum([np.arange(3)]), checksum([np.arange(2), np.arange(2, 3)])
+        ('4f8c5ccc', '4f8c5ccc')
+    """
+    value = 0
+    for array in arrays:
+        value = zlib.crc32(np.ascontiguousarray(array).data, value)
+    return f"{value:08x}"

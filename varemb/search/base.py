@@ -15,11 +15,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from varemb.files import load_state, save_state
+from varemb.files import checksum, load_state, save_state
 from varemb.plan import SizePlan
 
 MakeModel = Callable[[nn.Module], nn.Module]  # embedding [B, F] -> [B, F, D] in, model out
 MakeTable = Callable[[], nn.Module]  # a table [B, F] -> [B, F, D] with new weights
+
+_COMPARED_ROWS = 100_000  # of data that may be larger than memory
 
 
 class FieldData(Protocol):
@@ -158,6 +160,15 @@ class StreamResult:
     bytes: dict[str, int]
     seconds: float
     rows_per_second: float
+
+
+def identify_data(*parts: FieldData) -> dict[str, Any]:
+    """What tells data from others in a checkpoint: rows, and a checksum of some, evenly spaced."""
+    spaced = []
+    for part in parts:
+        step = max(len(part.labels) // _COMPARED_ROWS, 1)
+        spaced += [part.ids[::step].numpy(), part.labels[::step].numpy()]
+    return {"rows": [len(part.labels) for part in parts], "content": checksum(spaced)}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from varemb.search.base import Checkpoint, FieldData
+from varemb.search.base import Checkpoint, FieldData, identify_data
 from varemb.search.training import seeded_from, show_progress, shuffled_batches
 
 
@@ -134,5 +134,5 @@ def open_checkpoint(
     folder: Path | None, name: str, config: Any, train: FieldData, valid: FieldData
 ) -> Checkpoint:
     """The file `name`.safetensors of a search, bound to its settings and data."""
-    identity = {**asdict(config), "rows": [len(train.labels), len(valid.labels)]}
+    identity = {**asdict(config), **identify_data(train, valid)}
     return Checkpoint.in_folder(folder, name, identity)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from varemb.files import checksum
 from varemb.memory import memory_report
 from varemb.plan import SizePlan
 from varemb.search.base import Checkpoint, StoredTable, state_nbytes
@@ -268,9 +269,11 @@ def open_progress(
     resume: bool,
 ) -> tuple[Progress, dict[str, Any] | None]:
     """The file `name`.safetensors of a method, bound to its settings and data, and its state."""
-    sizes = [len(part[0]) for part in (data.train, data.valid, data.test)]
+    parts = (data.train, data.valid, data.test)
+    sizes = [len(users) for users, _ in parts]
     identity = {**asdict(config), **{f"training {k}": v for k, v in asdict(training).items()}}
     identity["pairs"] = [*sizes, data.num_users, data.num_items]
+    identity["content"] = checksum(rows for part in parts for rows in part)
     file = Checkpoint.in_folder(folder, name, identity)
     state = file.load(resume=resume)
     return Progress(file, done={} if state is None else state.get("done", {})), state

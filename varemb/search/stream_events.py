@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from varemb.files import checksum
 from varemb.search.base import Events
 from varemb.search.settings import check_choice, check_positive, check_share, option
 
@@ -88,9 +88,9 @@ def check_events(method: str, events: Events, config: StreamConfig) -> Batch:
     return Batch((users, items), _labels(ratings, config))
 
 
-def identify_events(users: Ids, items: Ids) -> dict[str, int]:
+def identify_events(users: Ids, items: Ids) -> dict[str, int | str]:
     """What tells events from others in a checkpoint: how many, and a checksum of their ids."""
-    return {"events": len(users), "ids": zlib.crc32(items.tobytes(), zlib.crc32(users.tobytes()))}
+    return {"events": len(users), "ids": checksum([users, items])}
 
 
 def check_ids(method: str, side: str, ids: Any) -> Ids:

@@ -30,6 +30,7 @@ from varemb.search.base import (
     MakeTable,
     StoredTable,
     TrainResult,
+    identify_data,
     state_nbytes,
 )
 from varemb.search.progress import closing, make_bar
@@ -195,7 +196,7 @@ def train_model(
     optimizer = make_adam(model, config.lr, config.weight_decay)
     generator = torch.Generator().manual_seed(config.seed)
     sizes = [parameter.numel() for parameter in model.parameters()]
-    identity = {**asdict(config), "rows": len(train.labels), "parameters": sizes}
+    identity = {**asdict(config), **identify_data(train, valid), "parameters": sizes}
     file = Checkpoint(checkpoint, identity)
     history: list[dict[str, Any]] = []
     best: dict[str, Tensor] = {}
