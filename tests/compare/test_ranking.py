@@ -233,6 +233,7 @@ def test_a_folder_of_lists_is_read(tmp_path, pairs):
         (["--methods", "es", "--lr", "0.1"], "--lr is not for models that rank, such as mf"),
         (["--methods", "es", "--pep-target", "0.1"], "--pep-target is not for models that rank"),
         (["--methods", "es", "--seeds", "3,3"], "distinct seeds"),
+        (["--methods", "es,pep", "--sparsity-unit", "bytes"], "pep counts numbers alone"),
         (["--methods", "es", "--cost-sweep=-1"], "--cost-sweep needs distinct values >= 0"),
         (["--methods", "es", "--data", "ml-2m"], "no data 'ml-2m' for models that rank"),
         (["--methods", "es", "--data", "ml-1m"], "--data ml-1m needs --data-dir"),

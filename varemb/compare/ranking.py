@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -17,6 +17,7 @@ from typing import Any
 from varemb.compare.methods import Settings, check_names, check_seeds
 from varemb.compare.ranking_methods import (
     RANKING_METHODS,
+    UNIT,
     config_of,
     pairwise_option,
     ranking_option,
@@ -24,8 +25,8 @@ from varemb.compare.ranking_methods import (
 from varemb.compare.running import Say, duration, run_cells, write_comparison
 from varemb.data import INTERACTIONS, Interactions, Split, load_interactions
 from varemb.data.interactions import read_edge_lists, read_interactions
-from varemb.experiment import Result, checksum
-from varemb.files import load_json, save_json, save_jsonl
+from varemb.experiment import Result
+from varemb.files import checksum, load_json, save_json, save_jsonl
 from varemb.models import DECAYS, RECOMMENDERS, prepare_recommender
 from varemb.plan import SizePlan
 from varemb.report import method_name
@@ -94,6 +95,10 @@ def check_ranking(asked: RankingComparison) -> None:
     check_names("model that ranks", asked.models, RECOMMENDERS)
     check_names("method that ranks", asked.methods, RANKING_METHODS)
     check_seeds(asked.models, asked.methods)
+    if asked.settings.get(UNIT, "numbers") != "numbers":
+        for name in asked.methods:
+            if "unit" not in {each.name for each in fields(RANKING_METHODS[name].config)}:
+                raise ValueError(f"compare: {name} counts numbers alone, not {UNIT} bytes")
     if len(set(asked.costs)) < len(asked.costs) or any(not cost >= 0 for cost in asked.costs):
         raise ValueError(f"compare: --cost-sweep needs distinct values >= 0, got {asked.costs}")
 
@@ -198,7 +203,7 @@ def keep_split(interactions: Interactions, seed: int, out: Path) -> Split:
 
 def _content(split: Split) -> str:
     rows = [array for part in split.parts() for array in part]
-    return f"checksum {checksum([split.user_ids, split.item_ids, *rows]):08x}"
+    return f"checksum {checksum([split.user_ids, split.item_ids, *rows])}"
 
 
 def run_ranking_cell(cell: RankingCell, asked: RankingComparison, split: Split) -> Result:

@@ -82,7 +82,8 @@ RANKING_METHODS: dict[str, RankingMethod] = {
     },
 }
 
-_COMMON = {"width": "--width", "sparsities": "--sparsity", "unit": "--sparsity-unit"}
+UNIT = "--sparsity-unit"
+_COMMON = {"width": "--width", "sparsities": "--sparsity", "unit": UNIT}
 
 
 def ranking_option(config: type[Any], name: str) -> str:
