@@ -16,6 +16,7 @@ DIFFERS: tau falls linearly to `tau_floor` over the planned steps, not by 0.0000
     than 19,800 steps it would stay high and theta would not commit.
 DIFFERS: Adam for both sets of parameters, theta's 30 times faster: at the paper's one learning rate
     of 0.001, alpha stays within 0.02 of equal on a million rows.
+DIFFERS: L2 of the tables, which the paper does not have and MovieLens 1M needs.
 DIFFERS: `lambda_` adds a price of width, lambda_ / (F D) sum_m sum_n p_mn d_n, to theta's loss; 0
     is the paper. Without one, a field whose candidates do equally well (gender has two values)
     takes a random width. The price is the same for every field, large or small; `lambda_numbers`

@@ -8,7 +8,8 @@ The choice is never made hard: the trained model is the result, and it is served
 of a row, which is more than the D of the full width.
 
 W and the table move on training batches, what makes p on validation batches, one per f training
-batches (first order).
+batches (first order). The epoch is chosen on these rows as well, of which the result has therefore
+seen more than that of a method whose plan is trained again.
 """
 
 from __future__ import annotations

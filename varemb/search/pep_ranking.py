@@ -7,6 +7,8 @@ first numbers, as compressed sparse rows. What else DIFFERS stands in `search/pe
 
 While they are pruned, rows learn at a rate of their own, PEP's: at that of CIESS's recommenders
 they outgrow thresholds of at most sigmoid(0), and no mask is sparse enough.
+
+DIFFERS: gradients are not clipped; recommenders here are trained as CIESS trains them.
 """
 
 from __future__ import annotations

@@ -166,8 +166,8 @@ class TD3:
         self._descend(loss, self.critics, self._critic_adam)
         self.updates += 1
         if self.updates % _DELAY == 0:
-            chosen = self._norm(self._dims(self.actor, states))
-            self._descend(-self.critics(states, chosen)[0].mean(), self.actor, self._actor_adam)
+            both = torch.cat([states, self._norm(self._dims(self.actor, states))], 1)
+            self._descend(-self.critics.first(both).mean(), self.actor, self._actor_adam)
             move_towards(self.target_actor, self.actor, config.tau)
         move_towards(self.targets, self.critics, config.tau)
         return float(loss.detach())
