@@ -15,10 +15,11 @@ import torch
 from search.pairs import killed_after, planted_pairs, prepare
 
 from varemb.data.interactions import Pairs
-from varemb.search.ciess import CIESS
+from varemb.search.ciess import CIESS, _Search
 from varemb.search.dim_agents import CIESSConfig, Side
 from varemb.search.pairwise import PairwiseConfig, Trainer, packed_table, start_warm, tables_of
 from varemb.search.retraining import dims_of
+from varemb.search.sparsity import fit_dims
 from varemb.search.td3 import TD3, TD3Config
 
 WIDTH = 16
@@ -74,7 +75,7 @@ def test_plans_meet_every_sparsity_from_one_search(split, name, is_full):
         assert level.params_full == tables * rows * WIDTH
         if is_full or level.is_cut:
             assert dims.sum() == allowed
-        assert 1 <= len(level.trials) <= CONFIG.plans
+        assert len(level.trials) == CONFIG.plans
         assert level.bytes["weights"] == 4 * level.params
         assert level.bytes["optimizer"] == 8 * level.params
         assert 0 <= level.metrics["recall@20"] <= 1
@@ -82,6 +83,24 @@ def test_plans_meet_every_sparsity_from_one_search(split, name, is_full):
     assert [(r["episode"], r["iteration"]) for r in result.history] == [
         (1, 1), (1, 2), (2, 1), (2, 2)
     ]  # fmt: skip
+
+
+def test_the_third_plan_is_what_the_actors_choose(split):
+    """Without noise and walk every plan is the actors': then all plans of a sparsity are alike."""
+    quiet = replace(CONFIG, walk="none", noise="none", episodes=1, iterations=1, plans=3)
+    few, several = (search(split, replace(quiet, plans=plans)).levels[0].trials for plans in (1, 3))
+    assert (len(few), len(several)) == (1, 2)  # the search met one plan, the actors make another
+    config = replace(CONFIG, plans=3)
+    found = _Search(config, split, prepare(split, "mf", WIDTH), TRAINING)
+    found.find_peaks()
+    for _ in range(4):
+        found.advance()
+    plans = found.plans(0.5)
+    dims = torch.cat([side.act() for side in found.sides]).numpy()
+    assert len(plans) == 3
+    allowed = found.top.allowed[0.5]
+    assert plans[2][0].tolist() == fit_dims(dims, WIDTH, allowed).tolist()
+    assert plans[2][1] == (dims.sum() > allowed)
 
 
 def test_first_dims_are_about_the_middle_and_a_table_of_them_is_all_that_is_trained(split):

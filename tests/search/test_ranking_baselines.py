@@ -91,12 +91,21 @@ def test_frequency_gives_much_bought_rows_more(split):
     assert dims[counts.argmax()] > dims[counts.argmin()]
 
 
-def test_equal_sizes_may_take_what_rounding_leaves(split):
+def test_fixed_sizes_take_what_rounding_leaves_or_are_as_published(split):
     rows = split.num_users + split.num_items
-    floor = fit(split, CONFIGS["es"]).levels[1]
-    full = fit(split, replace(CONFIGS["es"], is_full=True)).levels[1]
-    assert set(dims_of(floor)) == {3} and floor.params == 3 * rows  # 0.2 of 16 is 3.2
-    assert set(dims_of(full)) == {3, 4} and full.params == int(3.2 * rows)
+    full = fit(split, CONFIGS["es"]).levels[1]
+    floor = fit(split, replace(CONFIGS["es"], is_full=False)).levels[1]
+    assert set(dims_of(full)) == {3, 4} and full.params == int(3.2 * rows)  # 0.2 of 16
+    assert set(dims_of(floor)) == {3} and floor.params == 3 * rows
+    assert fit(split, CONFIGS["mr"]).levels[1].params == full.params
+    assert fit(split, replace(CONFIGS["mr"], is_full=False)).levels[1].params <= full.params
+
+
+def test_a_checkpoint_of_another_split_is_refused(split, tmp_path):
+    fit(split, CONFIGS["es"], checkpoint_dir=tmp_path)
+    other = planted_pairs(users=20, items=16, bought=8, seed=1)  # as many pairs
+    with pytest.raises(ValueError, match="was written with content = "):
+        fit(other, CONFIGS["es"], checkpoint_dir=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("method", ["es", "mr", "frequency"])

@@ -20,7 +20,15 @@ from varemb.search.sparsity import (
 
 @pytest.mark.parametrize(("sparsity", "dim"), [(0.8, 25), (0.9, 12), (0.95, 6)])
 def test_equal_dims_of_the_paper(sparsity, dim):
-    assert equal_dims(7, 128, sparsity).tolist() == [dim] * 7
+    assert equal_dims(700, allowed_numbers(700, 128, sparsity)).tolist() == [dim] * 700
+
+
+def test_equal_dims_take_what_rounding_leaves_in_rows_of_the_seed():
+    dims = equal_dims(500, 6_400, seed=0)
+    assert dims.sum() == 6_400 and set(dims.tolist()) == {12, 13}
+    first = dims[:250].sum() / dims.sum()
+    assert 0.48 < first < 0.52  # neither users nor items have more
+    assert not np.array_equal(dims, equal_dims(500, 6_400, seed=1))
 
 
 def test_allowed_numbers_are_exact_where_floats_are_not():
@@ -93,10 +101,12 @@ def test_top_plans_of_several_sparsities(tmp_path):
     again.load_state(load_state(tmp_path / "top")["top"])
     for each in (top, again):
         plans = each.plans(0.5, 64, fill=False)
-        assert [(dims.tolist(), cut) for dims, cut in plans] == [([8, 8], False), ([30, 2], False)]
-        plans = each.plans(0.75, 64, fill=False)
-        assert [(dims.tolist(), cut) for dims, cut in plans] == [([8, 8], False), ([2, 2], False)]
-        assert [dims.tolist() for dims, _ in each.plans(0.75, 64, fill=True)] == [[10, 10]] * 2
+        plans = [(dims.tolist(), cut) for dims, cut in plans]
+        assert plans == [([8, 8], False), ([20, 20], True), ([30, 2], False), ([20, 20], True)]
+        plans = [(dims.tolist(), cut) for dims, cut in each.plans(0.75, 64, fill=False)]
+        assert plans == [([8, 8], False), ([10, 10], True), ([2, 2], False), ([19, 1], True)]
+        filled = [dims.tolist() for dims, _ in each.plans(0.75, 64, fill=True)]
+        assert filled == [[10, 10], [10, 10], [10, 10], [19, 1]]
 
 
 def test_top_plans_take_what_is_allowed_and_not_a_number_more():

@@ -60,7 +60,7 @@ def _key(record: Mapping[str, Any]) -> tuple[str, str]:
 def ranking_tables(data: str, summaries: Sequence[Mapping[str, Any]]) -> list[Table]:
     """The table of CIESS's paper, one per model and sparsity.
 
-    A star says for how many seeds no plan of the search was within the sparsity, and one was cut.
+    A star says for how many seeds the plan was above the sparsity in the search and was cut to it.
     """
     head = ("method", "seeds", "R@5", "N@5", "R@20", "N@20", "sparsity", "bytes", "seconds, all",
             "R@20 gain", "p")  # fmt: skip

@@ -18,7 +18,10 @@ DIFFERS: no mask over a full table: each recommender has a packed table of the p
 DIFFERS: nodes whose full-size quality is 0 (no validation hits, or an item that nobody bought) give
     the agents no transitions and count in no mean; their dims are chosen like all others.
 DIFFERS: a plan within a sparsity is widened in proportion until it takes all the numbers that the
-    sparsity allows (`is_full`); where no plan was within it, the best one is cut to it, and named.
+    sparsity allows (`is_full`). The best plans above it take turns with those within: a short
+    search meets few within a high sparsity. The third is what the actors choose at the end without
+    noise and walk, which make one row narrower than another for no reason. Plans that are cut are
+    named.
 DIFFERS: of NCF both tables have the dims and count; the published code leaves one of them full.
 DIFFERS: the released code shifts quality to [-1, 1], rewards raw quality, and adds one noise for
     all rows after the critic's choice; `noise_scope="shared"` does the last of these.
@@ -55,7 +58,7 @@ from varemb.search.retraining import (
     plan_candidate,
     seconds_since,
 )
-from varemb.search.sparsity import TopPlans, allowed_numbers
+from varemb.search.sparsity import Dims, TopPlans, allowed_numbers, fit_dims
 
 _SIDES = ("user", "item")
 _LEAST_PEAK = 1e-5  # quality of the full size below which a node says nothing
@@ -118,7 +121,7 @@ class CIESS:
         candidates = {
             sparsity: [
                 plan_candidate(dims, data.num_users, config.width, is_cut=is_cut)
-                for dims, is_cut in search.top.plans(sparsity, config.width, fill=config.is_full)
+                for dims, is_cut in search.plans(sparsity)
             ]
             for sparsity in config.sparsities
         }
@@ -200,6 +203,16 @@ class _Search:
         if self.config.is_warm:
             self.earlier = fitting.model
         return trainer.rank(fitting.model)
+
+    def plans(self, sparsity: float) -> list[tuple[Dims, bool]]:
+        """The plans that are trained fully for a sparsity, each with whether it is cut to it."""
+        config, allowed = self.config, self.top.allowed[sparsity]
+        plans = self.top.plans(sparsity, config.width, fill=config.is_full)
+        actors = torch.cat([side.act() for side in self.sides]).numpy()
+        is_cut = int(actors.sum()) > allowed
+        if is_cut or config.is_full:
+            actors = fit_dims(actors, config.width, allowed)
+        return [*plans[:2], (actors, is_cut), *plans[2:]][: config.plans]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""

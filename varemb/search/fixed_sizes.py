@@ -1,11 +1,13 @@
 """Dims that are not searched, under a sparsity: what CIESS is compared with.
 
-- "es", equal sizes: every row has floor((1 - c) D) numbers;
+- "es", equal sizes: every row has floor((1 - c) D) numbers, and some have one more;
 - "mr", mixed and random: every row's dim is uniform, with that mean;
 - "frequency": dims in proportion to how many training pairs a row has, 1 to D.
 
-DIFFERS: MR's dims are cut, a number at a time, until the sparsity holds; the published code draws
-    with a mean half a number above it.
+DIFFERS: all take all the numbers that a sparsity allows, as CIESS does, so that equal numbers are
+    compared: ES would have 12 numbers a row at 90 %, where there are 12.8. `is_full` off leaves
+    them as published, but for MR's dims, which are cut, a number at a time, until the sparsity
+    holds; the published code draws with a mean half a number above it.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ class FixedSizesConfig:
     width: int = option(128, "D, the widest row")
     sparsities: tuple[float, ...] = option((0.8, 0.9, 0.95), "c: shares of the numbers left out")
     unit: str = option("numbers", "what a sparsity counts: numbers, or bytes with the index")
-    is_full: bool = option(False, "give rows the numbers that rounding leaves over")
+    is_full: bool = option(True, "give rows the numbers that rounding leaves over")
     seed: int = option(0, "of all randomness")
 
 
@@ -95,10 +97,7 @@ class FixedSizes:
                 np.bincount(items, minlength=data.num_items),
             ])  # fmt: skip
             return fill_budget(counts.astype(float), np.full(rows, config.width), numbers)
-        if config.method == "mr":
-            dims = random_dims(rows, config.width, sparsity, numbers, config.seed)
-        else:
-            dims = equal_dims(rows, config.width, sparsity)
-            if int(dims.sum()) > numbers:  # in bytes the index counts too
-                dims = fit_dims(dims, config.width, numbers)
+        if config.method == "es":
+            return equal_dims(rows, numbers, config.seed if config.is_full else None)
+        dims = random_dims(rows, config.width, sparsity, numbers, config.seed)
         return fit_dims(dims, config.width, numbers) if config.is_full else dims

@@ -45,7 +45,7 @@ class Candidate:
     Attributes:
         make_table: makes each of the recommender's tables, with new first numbers.
         plan: their dims; None where storage is no plan.
-        is_cut: the search met no such plan: this one was above the sparsity and was cut to it.
+        is_cut: the plan was above the sparsity and was cut to it.
     """
 
     make_table: MakeNodeTable
@@ -71,7 +71,7 @@ class LevelResult:
         params_full: the same at full width.
         bytes: of the tables: weights, index, unify and optimizer.
         excluded: users without test pairs, who count in no mean.
-        is_cut: no plan of the search was within the sparsity; the plan is one cut to it.
+        is_cut: the plan was above the sparsity in the search and was cut to it.
         trials: a record per candidate.
     """
 

@@ -6,6 +6,7 @@ weights and index together take at most (1 - c) of a full table's bytes.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,15 +79,26 @@ def fit_dims(dims: Dims, width: int, numbers: int) -> Dims:
     return fill_budget(dims.astype(np.float64), caps, numbers)
 
 
-def equal_dims(rows: int, width: int, sparsity: float) -> Dims:
-    """ES: every row has floor((1 - c) D) numbers.
+def equal_dims(rows: int, numbers: int, seed: int | None = None) -> Dims:
+    """ES: every row has as many numbers, as many as there are for all.
+
+    Args:
+        rows: N.
+        numbers: of all rows, at least one each.
+        seed: of which rows get one number more each, so that all numbers are taken; None leaves
+            what rounding leaves.
 
     Example:
-        >>> [int(equal_dims(3, 128, c)[0]) for c in (0.8, 0.9, 0.95)]
+        >>> [int(equal_dims(1000, allowed_numbers(1000, 128, c))[0]) for c in (0.8, 0.9, 0.95)]
         [25, 12, 6]
+        >>> int(equal_dims(1000, 12_800, seed=0).sum())
+        12800
     """
-    allowed_numbers(rows, width, sparsity)
-    return np.full(rows, math.floor((1 - Fraction(str(sparsity))) * width), np.int64)
+    each, left = divmod(numbers, rows)
+    dims = np.full(rows, each, np.int64)
+    if seed is not None:
+        dims[np.random.default_rng(seed).permutation(rows)[:left]] += 1
+    return dims
 
 
 def random_dims(rows: int, width: int, sparsity: float, numbers: int, seed: int) -> Dims:
@@ -123,21 +135,22 @@ def to_dims(plan: SizePlan) -> Dims:
 class TopPlans:
     """The best plans that a search met, for several sparsities at once.
 
-    A plan counts for every sparsity whose numbers it does not exceed. Where fewer than `most` do,
-    the plans above it with the best reward stand in, cut to its numbers.
+    A plan is within a sparsity if it does not exceed its numbers. Of those the best have the most
+    quality; of the plans above, which can be cut to the numbers, the best have the most reward:
+    the wider ones have the better quality anyway.
 
     Attributes:
         allowed: sparsity -> numbers.
-        most: l, plans that are kept for each.
+        most: plans of each kind that are kept for each.
 
     Example:
         >>> top = TopPlans({0.5: 8, 0.75: 4}, most=1)
         >>> for dims, quality in ([4, 4], 0.9), ([3, 1], 0.5), ([2, 2], 0.6), ([8, 8], 1.0):
         ...     top.offer(np.array(dims), quality, quality)
         >>> [(dims.tolist(), is_cut) for dims, is_cut in top.plans(0.5, width=8, fill=True)]
-        [([4, 4], False)]
+        [([4, 4], False), ([4, 4], True)]
         >>> [(dims.tolist(), is_cut) for dims, is_cut in top.plans(0.75, width=8, fill=True)]
-        [([2, 2], False)]
+        [([2, 2], False), ([2, 2], True)]
     """
 
     allowed: Mapping[float, int]
@@ -155,17 +168,19 @@ class TopPlans:
             del kept[self.most :]
 
     def plans(self, sparsity: float, width: int, *, fill: bool) -> list[tuple[Dims, bool]]:
-        """At most l plans for a sparsity, each with whether it was above it and is cut.
+        """The plans for a sparsity, each with whether it was above it and is cut.
+
+        Plans within it and plans above it take turns, the best of each first.
 
         Args:
             fill: give what a plan leaves of the numbers to its rows, in proportion to their dims.
         """
-        numbers = self.allowed[sparsity]
-        plans = [(dims, False) for _, dims in self.within.get(sparsity, [])]
-        plans += [(dims, True) for _, dims in self.above.get(sparsity, [])]
+        within = [(dims, False) for _, dims in self.within.get(sparsity, [])]
+        above = [(dims, True) for _, dims in self.above.get(sparsity, [])]
+        turns = itertools.chain.from_iterable(itertools.zip_longest(within, above))
         return [
-            (fit_dims(dims, width, numbers) if fill or is_cut else dims, is_cut)
-            for dims, is_cut in plans[: self.most]
+            (fit_dims(dims, width, self.allowed[sparsity]) if fill or is_cut else dims, is_cut)
+            for dims, is_cut in filter(None, turns)
         ]
 
     def state(self) -> dict[str, Any]:
