@@ -24,7 +24,7 @@ RUNS = {
     ),
     "gradients": (
         ["ops/test_lookup_bag.py", "ops/test_coalesce.py", "ops/test_update.py",
-         "ops/test_repack.py", "ops/test_rounding.py", "test_optim.py"],
+         "ops/test_repack.py", "ops/test_rounding.py", "optim/test_training.py"],
         400,
     ),
 }  # fmt: skip

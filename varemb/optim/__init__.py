@@ -1,0 +1,21 @@
+"""Optimizers for tables: they touch only looked-up rows, of those only their d[r] numbers, and keep
+state as narrow as the rows.
+
+They are lazy: a row that a batch did not look up does not move, and its moments do not decay.
+`fused=True` (default) applies the update inside backward and never stores a gradient: two lookups
+of a table in one step are then applied one after the other, and gradient clipping or a `GradScaler`
+has nothing to work on. `fused=False` reads the sparse gradient of tables built with `sparse=True`.
+
+`stochastic_rounding=True` rounds new numbers of float16 and bfloat16 rows up or down at random, the
+chance by distance: the mean is exact, so that steps smaller than a row's precision are not lost.
+The same seed gives the same numbers on every device, with any number of threads; the lookups of a
+table in one step share their random numbers.
+"""
+
+from varemb.optim.adagrad import Adagrad
+from varemb.optim.adam import Adam
+from varemb.optim.base import TableOptimizer
+from varemb.optim.row_wise_adagrad import RowWiseAdagrad
+from varemb.optim.sgd import SGD
+
+__all__ = ["SGD", "Adagrad", "Adam", "RowWiseAdagrad", "TableOptimizer"]
