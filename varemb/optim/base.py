@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +31,17 @@ class _Group(dict[str, Any]):
                 hyper[3], hyper[4] = value
             elif key in _HYPER:
                 hyper[_HYPER.index(key)] = value
+
+
+@dataclass(eq=False)
+class _Trained:
+    """A table and what an optimizer keeps for it."""
+
+    storage: Storage
+    hyper: Tensor  # [6] float64, as `Fused` has it
+    state: dict[str, Tensor]  # what torch calls a parameter's state
+    moves: State  # the part of it that follows the rows
+    fused: Fused | None  # what lookups apply; None: `step` applies gradients
 
 
 class TableOptimizer(torch.optim.Optimizer, abc.ABC):
@@ -68,10 +80,11 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
             raise ValueError(f"{type(self).__name__}: seed must be in [0, 2^32), got {seed}")
         self._fused, self._fill = fused, fill
         self._seed = seed if stochastic_rounding else None
-        self._tables: dict[Tensor, Storage] = {}
-        self._hypers: dict[Tensor, Tensor] = {}
-        self._moves: dict[Tensor, State] = {}
+        self._tables: dict[Tensor, _Trained] = {}
+        self._is_complete = False
         super().__init__(params, defaults)
+        self._is_complete = True
+        _attach(self._tables.values())  # at the end, as a later group may have been refused
 
     def _check(self, options: dict[str, Any]) -> None:
         name = type(self).__name__
@@ -83,64 +96,70 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
                 raise ValueError(f"{name}: betas must be in [0, 1), got {options['betas']}")
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Adds tables with hyperparameters of their own, as in torch."""
+        """Adds tables with hyperparameters of their own, as in torch; all of them or none.
+
+        Raises: as the constructor.
+        """
         super().add_param_group(param_group)
-        group = _Group(self.param_groups[-1])
-        group.hypers = []
-        for position, weight in enumerate(group["params"]):
-            self._add_table(position, weight)
-            group.hypers.append(self._hypers[weight])
-        self.param_groups[-1] = group
+        group = _Group(self.param_groups.pop())  # comes back when nothing can raise any more
+        weights = group["params"]
+        storages = [self._checked_table(position, weights) for position in range(len(weights))]
+        made = [self._make_trained(*pair) for pair in enumerate(storages, len(self._tables))]
+        group.hypers = [table.hyper for table in made]
         for key in ("lr", "weight_decay", "eps", "betas"):
             if key in group:
                 group[key] = group[key]
+        self.param_groups.append(group)
+        for weight, table in zip(weights, made, strict=True):
+            self._tables[weight], self.state[weight] = table, table.state
+            table.storage.follow(table.moves)
+        if self._is_complete:
+            _attach(made)
 
-    def _add_table(self, position: int, weight: Tensor) -> None:
-        name = type(self).__name__
+    def _checked_table(self, position: int, weights: list[Tensor]) -> Storage:
+        name, weight = type(self).__name__, weights[position]
         storage = storage_of(weight)
         if storage is None:
             raise TypeError(
                 f"{name}: every parameter must be the weight of a VarEmbedding or VarEmbeddingBag, "
                 f"parameter {position} of shape {list(weight.shape)} is not; give it to torch.optim"
             )
+        if any(weight is other for other in weights[:position]):
+            raise ValueError(f"{name}: every table must be given once, parameter {position} is not")
         if storage.fused is not None:
             raise ValueError(f"{name}: the table of parameter {position} has a fused optimizer")
-        rounding = self._make_rounding(position, weight)
+        if self._seed is not None and weight.dtype not in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"{name}: stochastic_rounding needs rows of float16 or bfloat16, "
+                f"parameter {position} has {str(weight.dtype).removeprefix('torch.')}"
+            )
+        return storage
+
+    def _make_trained(self, number: int, storage: Storage) -> _Trained:
+        """What is kept for a table, which does not know of it yet; its number is its own here."""
+        weight = storage.weight
         hyper = torch.zeros(_STEP + 1, dtype=torch.float64, device=weight.device)
         hyper[_STEP] = 1
-        self._tables[weight], self._hypers[weight] = storage, hyper
-        state = self.state[weight]
-        state["step"] = hyper[_STEP]  # the number of the coming step
-        if rounding is not None:
-            state["rounding"] = rounding
+        state = {"step": hyper[_STEP]}  # the number of the coming step
+        if self._seed is not None:
+            # The table's number is the seed's upper half, so that two tables do not round alike.
+            seed_and_offset = [self._seed | number << 32, 0]
+            state["rounding"] = torch.tensor(seed_and_offset, device=weight.device)
         wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
         for state_name in self.state_names:
             state[state_name] = storage.new_state(wide, self._fill, per_row=self.is_row_wise)
         tensors = [state[state_name] for state_name in self.state_names]
         moves = State(per_row=tensors) if self.is_row_wise else State(per_number=tensors)
         moves.fill = self._fill
-        self._moves[weight] = moves
-        storage.follow(moves)
+        fused = None
         if self._fused:
             anchor = torch.zeros(0, device=weight.device, requires_grad=True)
-            first, second = self._buffers(weight)
             algorithm = ALGORITHMS[self.algorithm]
-            storage.attach(Fused(anchor, first, second, hyper, rounding, algorithm), moves)
+            fused = Fused(anchor, *self._buffers(state), hyper, state.get("rounding"), algorithm)
+        return _Trained(storage, hyper, state, moves, fused)
 
-    def _make_rounding(self, position: int, weight: Tensor) -> Tensor | None:  # [2]
-        """Seed and offset of a table's random numbers; the table's number is the seed's upper half,
-        so that two tables do not round alike."""
-        if self._seed is None:
-            return None
-        if weight.dtype not in (torch.float16, torch.bfloat16):
-            raise ValueError(
-                f"{type(self).__name__}: stochastic_rounding needs rows of float16 or bfloat16, "
-                f"parameter {position} has {str(weight.dtype).removeprefix('torch.')}"
-            )
-        return torch.tensor([self._seed | len(self._tables) << 32, 0], device=weight.device)
-
-    def _buffers(self, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        buffers = [self.state[weight][name] for name in self.state_names] + [None, None]
+    def _buffers(self, state: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        buffers = [state[name] for name in self.state_names] + [None, None]
         return buffers[0], buffers[1]
 
     @torch.no_grad()
@@ -154,22 +173,22 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for weight, storage in self._tables.items():
+        for weight, table in self._tables.items():
             if not self._fused:
                 if weight.grad is None:
                     continue
                 update_(
                     weight,
-                    *self._buffers(weight),
-                    self._hypers[weight],
-                    self.state[weight].get("rounding"),
-                    storage.rows,
+                    *self._buffers(table.state),
+                    table.hyper,
+                    table.state.get("rounding"),
+                    table.storage.rows,
                     weight.grad,
                     algorithm=ALGORITHMS[self.algorithm],
                 )
-            self.state[weight]["step"].add_(1)
+            table.state["step"].add_(1)
             if self._seed is not None:
-                self.state[weight]["rounding"][1].add_(1)
+                table.state["rounding"][1].add_(1)
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,11 +201,12 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
 
     def _used_state(self, weight: Tensor) -> dict[str, Tensor]:
         """State of a table as views of what its rows may use."""
-        storage = self._tables[weight]
+        table = self._tables[weight]
+        storage = table.storage
         used = storage.used_rows if self.is_row_wise else storage.used_numbers
         return {
             name: value[:used] if name in self.state_names else value
-            for name, value in self.state[weight].items()
+            for name, value in table.state.items()
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -228,3 +248,10 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
                     f"{name}: saved {part} of parameter {key} has shape "
                     f"{list(saved[part].shape)}, this table needs {list(ours.shape)}"
                 )
+
+
+def _attach(tables: Iterable[_Trained]) -> None:
+    """Lets the lookups of tables apply their optimizer."""
+    for table in tables:
+        if table.fused is not None:
+            table.storage.attach(table.fused, table.moves)
