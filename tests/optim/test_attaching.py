@@ -1,10 +1,12 @@
 """Which optimizer a table has, from when to when, and what it trains meanwhile."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-from varemb import VarEmbedding, optim
+from varemb import VarEmbedding, VarEmbeddingBag, optim
 
 ROWS = torch.arange(3)
 
@@ -38,7 +40,7 @@ def test_a_constructor_that_raises_leaves_the_tables_as_they_were(make, error):
     table = make_table()
     with pytest.raises(error):
         optim.SGD(make(table.weight), lr=0.1)
-    assert table.storage.fused is None
+    assert table.storage.attached is None
     assert trained_by(table, torch.optim.SGD(table.parameters(), lr=0.1))
     table.zero_grad()
     assert trained_by(table, optim.SGD(table.parameters(), lr=0.1))
@@ -52,8 +54,53 @@ def test_a_group_that_is_refused_leaves_its_tables_and_the_optimizer_as_they_wer
         with pytest.raises((TypeError, ValueError)):
             optimizer.add_param_group({"params": [second.weight, wrong]})
         assert len(optimizer.param_groups) == len(optimizer.state) == 1
-        assert second.storage.fused is None and not second.storage.states()
+        assert second.storage.attached is None and not second.storage.states()
     optimizer.add_param_group({"params": [second.weight, third.weight], "lr": 0.5})
     assert all(trained_by(table, optimizer) for table in (first, second, third))
     numbers = [int(state["rounding"][0]) >> 32 for state in optimizer.state.values()]
     assert numbers == [0, 1, 2]
+
+
+@pytest.mark.parametrize("cls", [VarEmbedding, VarEmbeddingBag])
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_frozen_table_rests_until_it_is_unfrozen(cls, fused):
+    table = cls.from_pretrained(torch.ones(4, 6), sparse=True)
+    optimizer = optim.Adam(table.parameters(), lr=0.1, fused=fused)
+    scale = torch.ones(6, requires_grad=True)
+
+    def step():
+        before = table.to_dense()
+        optimizer.zero_grad()
+        (table(ROWS[:, None]).view(3, 6) * scale).sum().backward()
+        optimizer.step()
+        return (before - table.to_dense())[0, 0].item()
+
+    assert step() == 0 and not table.weight.requires_grad
+    table.requires_grad_(True)
+    assert step() == pytest.approx(0.1)  # Adam's first step, as no step has been counted
+    assert (table.weight.grad is None) == fused
+    table.requires_grad_(False)
+    assert step() == 0
+    assert not table(ROWS[:, None]).requires_grad
+    assert not copy.deepcopy(table).weight.requires_grad
+
+
+def test_matrices_of_a_frozen_table_are_trained():
+    table = VarEmbedding(4, 6, dims=[1, 2, 3, 3], unify="linear")
+    optimizer = optim.SGD([table.weight], lr=0.1)
+    table.weight.requires_grad_(False)
+    before = table.to_dense()
+    table(ROWS).sum().backward()
+    optimizer.step()
+    assert torch.equal(table.to_dense(), before) and table.weight.grad is None
+    assert all(matrix.grad.any() for matrix in table.unify_parameters())
+
+
+def test_a_gradient_that_a_fused_optimizer_would_lose_is_refused():
+    table = make_table()
+    optimizer = optim.SGD(table.parameters(), lr=0.1)
+    (table(ROWS).sum() + table.weight.square().sum()).backward()
+    with pytest.raises(ValueError, match=r"SGD.step: .* no gradient, got one of parameter 0"):
+        optimizer.step()
+    optimizer.zero_grad()
+    assert trained_by(table, optimizer)

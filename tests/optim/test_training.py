@@ -167,7 +167,7 @@ def test_a_copy_is_trained_on_its_own():
     table = VarEmbedding(60, 9, dims=DIMS)
     optim.SGD(table.parameters(), lr=0.1)
     copied = copy.deepcopy(table)
-    assert copied.weight.requires_grad and copied.storage.fused is None
+    assert copied.weight.requires_grad and copied.storage.attached is None
     optim.SGD(copied.parameters(), lr=0.1)
 
 

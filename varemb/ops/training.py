@@ -24,7 +24,7 @@ MODES = {"sum": SUM, "mean": MEAN, "max": MAX}
 class Fused(NamedTuple):
     """An optimizer that a table's lookups apply in backward."""
 
-    anchor: Tensor  # [0], requires grad: carries the graph in place of the values
+    anchor: Tensor  # [0], requires grad: carries the graph, also where the values do not
     state1: Tensor | None  # [E], or [N] for row-wise Adagrad
     state2: Tensor | None  # [E]
     hyper: Tensor  # [6] float64: lr, weight_decay, eps, beta1, beta2, step

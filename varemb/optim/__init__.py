@@ -6,6 +6,9 @@ They are lazy: a row that a batch did not look up does not move, and its moments
 of a table in one step are then applied one after the other, and gradient clipping or a `GradScaler`
 has nothing to work on. `fused=False` reads the sparse gradient of tables built with `sparse=True`.
 
+`weight.requires_grad` says what it says in torch, whether a table is trained or frozen: also with
+`fused=True`, where `weight.grad` stays None.
+
 `stochastic_rounding=True` rounds new numbers of float16 and bfloat16 rows up or down at random, the
 chance by distance: the mean is exact, so that steps smaller than a row's precision are not lost.
 The same seed gives the same numbers on every device, with any number of threads; the lookups of a

@@ -47,6 +47,10 @@ class _Trained:
 class TableOptimizer(torch.optim.Optimizer, abc.ABC):
     """What the optimizers of this module share.
 
+    As in torch, a table is trained while its weight requires a gradient: freeze it with
+    `requires_grad_(False)`, before or after the optimizer is made, and it rests, its step counter
+    too. With fused=True `weight.grad` stays None all the same.
+
     Args:
         params: weights of VarEmbedding and VarEmbeddingBag, or groups of them.
         defaults: hyperparameters.
@@ -126,7 +130,7 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
             )
         if any(weight is other for other in weights[:position]):
             raise ValueError(f"{name}: every table must be given once, parameter {position} is not")
-        if storage.fused is not None:
+        if storage.attached is not None:
             raise ValueError(f"{name}: the table of parameter {position} has a fused optimizer")
         if self._seed is not None and weight.dtype not in (torch.float16, torch.bfloat16):
             raise ValueError(
@@ -167,14 +171,20 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
         """Advances the step counter; with fused=False applies the gradients first.
 
         Raises:
-            ValueError: fused=False and a table's gradient is dense (build it with sparse=True).
+            ValueError: fused=False and a table's gradient is dense (build it with sparse=True);
+                fused=True and a table has a gradient, which nothing would apply.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self._fused:
+            self._refuse_gradients()
         for weight, table in self._tables.items():
-            if not self._fused:
+            if self._fused:
+                if not weight.requires_grad:
+                    continue
+            else:
                 if weight.grad is None:
                     continue
                 update_(
@@ -190,6 +200,15 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
             if self._seed is not None:
                 table.state["rounding"][1].add_(1)
         return loss
+
+    def _refuse_gradients(self) -> None:
+        for position, weight in enumerate(self._tables):
+            if weight.grad is not None:
+                raise ValueError(
+                    f"{type(self).__name__}.step: with fused=True tables must have no gradient, "
+                    f"got one of parameter {position}, which would be lost: an old one (zero_grad),"
+                    " or of a use of the weight that is no lookup, or of DistributedDataParallel"
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """Hyperparameters and state, as in torch; of a table that grows without its free end."""

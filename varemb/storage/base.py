@@ -41,21 +41,20 @@ class Storage(nn.Module, abc.ABC):
     """Owns a table's numbers and the index that says which row holds which of them.
 
     Attributes:
-        weight: all rows' numbers, one row after another. Parameter [E].
-        fused: the optimizer that lookups apply in backward, if any.
+        weight: all rows' numbers, one row after another. Parameter [E]. Lookups train it while it
+            requires a gradient, also where an optimizer takes the gradient's place.
         num_rows: N; of a paged table the rows that it has room for.
         width: D.
     """
 
     weight: nn.Parameter
-    fused: Fused | None
     num_rows: int
     width: int
 
     def __init__(self) -> None:
         super().__init__()
-        self.fused = None
-        self._fused_state: State | None = None
+        self._attached: Fused | None = None
+        self._attached_state: State | None = None
         self._states: weakref.WeakSet[State] = weakref.WeakSet()
 
     @property
@@ -151,16 +150,23 @@ class Storage(nn.Module, abc.ABC):
             self.weight[(offset[:, None] + columns)[inside]] = source[inside]
 
     def attach(self, fused: Fused, state: State) -> None:
-        """Lets lookups apply an optimizer in backward; the weight then has no gradient."""
-        self.fused, self._fused_state = fused, state
+        """Lets lookups apply an optimizer in backward; they then give the weight no gradient."""
+        self._attached, self._attached_state = fused, state
         self.follow(state)
-        self.weight.requires_grad_(False)
 
     def detach_optimizer(self) -> None:
         """Undoes `attach`."""
-        if self.fused is not None:
-            self.fused = self._fused_state = None
-            self.weight.requires_grad_(True)
+        self._attached = self._attached_state = None
+
+    @property
+    def attached(self) -> Fused | None:
+        """The optimizer that `attach` has given, if any, whether the weight is frozen or not."""
+        return self._attached
+
+    @property
+    def fused(self) -> Fused | None:
+        """The optimizer that lookups are to apply in backward; none while the weight is frozen."""
+        return self._attached if self.weight.requires_grad else None
 
     def register_weight(self) -> None:
         """Makes `storage_of(self.weight)` find this table; needed whenever the weight changes."""
@@ -168,19 +174,15 @@ class Storage(nn.Module, abc.ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy is trained on its own: the optimizer keeps working on the original alone.
-        without = {"fused": None, "_fused_state": None, "_states": None}
-        return {**self.__dict__, **without, "_was_fused": self.fused is not None}
+        return {**self.__dict__, "_attached": None, "_attached_state": None, "_states": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        was_fused = state.pop("_was_fused")
         state["_states"] = weakref.WeakSet()
         super().__setstate__(state)
-        if was_fused:
-            self.weight.requires_grad_(True)
         self.register_weight()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Storage:
-        if self.fused is not None:
+        if self.attached is not None:
             changed = fn(self.weight.detach()[:0])
             if (changed.dtype, changed.device) != (self.weight.dtype, self.weight.device):
                 raise RuntimeError(

@@ -49,7 +49,7 @@ def thaw(
 
 def _copy_rows(source: Storage, target: Storage, backend: str | None) -> None:
     """Copies all rows of a table to another one."""
-    target.weight.requires_grad_(source.weight.requires_grad or source.fused is not None)
+    target.weight.requires_grad_(source.weight.requires_grad)
     mover = Mover(source, backend)
     count = min(source.num_rows, target.num_rows)
     for part in parts(count, 0):
