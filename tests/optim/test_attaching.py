@@ -104,3 +104,42 @@ def test_a_gradient_that_a_fused_optimizer_would_lose_is_refused():
         optimizer.step()
     optimizer.zero_grad()
     assert trained_by(table, optimizer)
+
+
+def test_a_detached_optimizer_leaves_tables_that_another_one_trains():
+    tables = [make_table() for _ in range(3)]
+    weights = [table.weight for table in tables]
+    tables[2].requires_grad_(False)
+    optimizer = optim.Adam(weights, lr=0.1)
+    assert trained_by(tables[0], optimizer)
+    state = optimizer.state_dict()
+    with pytest.raises(ValueError, match=r"call the optimizer's detach\(\) first"):
+        optim.Adam(weights, lr=0.1)
+    optimizer.detach()
+    optimizer.detach()
+    assert [weight.requires_grad for weight in weights] == [True, True, False]
+    with pytest.raises(ValueError, match="it was detached from that of parameter 0"):
+        optimizer.step()
+    assert trained_by(tables[0], torch.optim.SGD([weights[0]], lr=0.1))
+    other = optim.Adam(weights, lr=0.1)
+    other.load_state_dict(state)
+    optimizer.detach()  # no table has it: the other one's stay
+    assert trained_by(tables[0], other) and trained_by(tables[1], other)
+
+
+def test_a_table_gives_up_an_optimizer_that_nobody_holds():
+    table = make_table()
+    optim.SGD(table.parameters(), lr=0.1)
+    before = table.to_dense()
+    table(ROWS).sum().backward()
+    assert table.weight.grad is None and not torch.equal(table.to_dense(), before)
+    for _ in range(2):
+        table.detach_optimizer()
+    assert trained_by(table, torch.optim.SGD(table.parameters(), lr=0.1))
+
+
+def test_an_optimizer_of_gradients_has_nothing_to_detach():
+    table = make_table(sparse=True)
+    optimizer = optim.SGD(table.parameters(), lr=0.1, fused=False)
+    optimizer.detach()
+    assert trained_by(table, optimizer)

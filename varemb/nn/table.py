@@ -129,6 +129,20 @@ class Table(nn.Module):
         """All rows zero-padded, without gradient; zeros for rows that are absent. [N, D]"""
         return self.storage.to_dense()
 
+    def detach_optimizer(self) -> None:
+        """Takes a fused optimizer off, if there is one: lookups then give gradients again.
+
+        For an optimizer that is out of reach; else its own `detach` does this for all its tables.
+
+        Example:
+            >>> import varemb
+            >>> table = varemb.VarEmbedding(3, 4)
+            >>> _ = varemb.optim.SGD(table.parameters(), lr=1e-2)
+            >>> table.detach_optimizer()
+            >>> adam = varemb.optim.Adam(table.parameters(), lr=1e-2)
+        """
+        self.storage.detach_optimizer()
+
     def resize(
         self,
         rows: Any,

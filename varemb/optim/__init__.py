@@ -6,6 +6,7 @@ They are lazy: a row that a batch did not look up does not move, and its moments
 of a table in one step are then applied one after the other, and gradient clipping or a `GradScaler`
 has nothing to work on. `fused=False` reads the sparse gradient of tables built with `sparse=True`.
 
+A table keeps a fused optimizer until its `detach`, also when nothing else refers to it any more.
 `weight.requires_grad` says what it says in torch, whether a table is trained or frozen: also with
 `fused=True`, where `weight.grad` stays None.
 

@@ -131,7 +131,11 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
         if any(weight is other for other in weights[:position]):
             raise ValueError(f"{name}: every table must be given once, parameter {position} is not")
         if storage.attached is not None:
-            raise ValueError(f"{name}: the table of parameter {position} has a fused optimizer")
+            raise ValueError(
+                f"{name}: the table of parameter {position} must have no other optimizer, it has a "
+                "fused optimizer: call the optimizer's detach() first, or the table's "
+                "detach_optimizer()"
+            )
         if self._seed is not None and weight.dtype not in (torch.float16, torch.bfloat16):
             raise ValueError(
                 f"{name}: stochastic_rounding needs rows of float16 or bfloat16, "
@@ -172,14 +176,15 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
 
         Raises:
             ValueError: fused=False and a table's gradient is dense (build it with sparse=True);
-                fused=True and a table has a gradient, which nothing would apply.
+                fused=True and a table has a gradient, which nothing would apply, or no longer has
+                this optimizer.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         if self._fused:
-            self._refuse_gradients()
+            self._check_tables()
         for weight, table in self._tables.items():
             if self._fused:
                 if not weight.requires_grad:
@@ -201,11 +206,37 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
                 table.state["rounding"][1].add_(1)
         return loss
 
-    def _refuse_gradients(self) -> None:
-        for position, weight in enumerate(self._tables):
+    def detach(self) -> None:
+        """Takes a fused optimizer off its tables, so that they can get another one.
+
+        Until then lookups apply it, even if nothing refers to it any more: `del` takes nothing
+        off. From then on they give gradients as before, and `step` raises; the state stays and can
+        be saved. `table.detach_optimizer()` does the same for one table, whoever holds the
+        optimizer. With fused=False no table has the optimizer and nothing changes.
+
+        Example:
+            >>> import varemb
+            >>> table = varemb.VarEmbedding(3, 4)
+            >>> adam = varemb.optim.Adam(table.parameters(), lr=1e-2)
+            >>> adam.detach()
+            >>> sgd = varemb.optim.SGD(table.parameters(), lr=1e-2)
+        """
+        for table in self._tables.values():
+            if table.fused is not None and table.storage.attached is table.fused:
+                table.storage.detach_optimizer()
+
+    def _check_tables(self) -> None:
+        """That the lookups of all tables apply this optimizer, and nothing else is to be done."""
+        name = type(self).__name__
+        for position, (weight, table) in enumerate(self._tables.items()):
+            if table.storage.attached is not table.fused:
+                raise ValueError(
+                    f"{name}.step: the tables must have this optimizer, it was detached from that "
+                    f"of parameter {position}; make another one"
+                )
             if weight.grad is not None:
                 raise ValueError(
-                    f"{type(self).__name__}.step: with fused=True tables must have no gradient, "
+                    f"{name}.step: with fused=True tables must have no gradient, "
                     f"got one of parameter {position}, which would be lost: an old one (zero_grad),"
                     " or of a use of the weight that is no lookup, or of DistributedDataParallel"
                 )
