@@ -12,25 +12,8 @@ from torch import Tensor
 
 from varemb.ops import Fused, update_
 from varemb.ops.update import ALGORITHMS
+from varemb.optim.group import STEP, Group, check_hyperparameters
 from varemb.storage import State, Storage, storage_of
-
-_HYPER = ("lr", "weight_decay", "eps", "beta1", "beta2")  # places in the hyper tensor, then step
-_STEP = len(_HYPER)
-
-
-class _Group(dict[str, Any]):
-    """A parameter group that writes through to its tables' hyper tensors, so that a scheduler's or
-    a user's `group["lr"] = ...` holds for the next backward."""
-
-    hypers: list[Tensor]
-
-    def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(key, value)
-        for hyper in self.hypers:
-            if key == "betas":
-                hyper[3], hyper[4] = value
-            elif key in _HYPER:
-                hyper[_HYPER.index(key)] = value
 
 
 @dataclass(eq=False)
@@ -79,7 +62,7 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
         seed: int,
         fill: float = 0.0,
     ) -> None:
-        self._check(defaults)
+        check_hyperparameters(type(self).__name__, defaults)
         if not 0 <= seed < 2**32:
             raise ValueError(f"{type(self).__name__}: seed must be in [0, 2^32), got {seed}")
         self._fused, self._fill = fused, fill
@@ -90,30 +73,18 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
         self._is_complete = True
         _attach(self._tables.values())  # at the end, as a later group may have been refused
 
-    def _check(self, options: dict[str, Any]) -> None:
-        name = type(self).__name__
-        for key in ("lr", "weight_decay", "eps"):
-            if key in options and not options[key] >= 0:
-                raise ValueError(f"{name}: {key} must not be negative, got {options[key]}")
-        for beta in options.get("betas", ()):
-            if not 0 <= beta < 1:
-                raise ValueError(f"{name}: betas must be in [0, 1), got {options['betas']}")
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds tables with hyperparameters of their own, as in torch; all of them or none.
 
         Raises: as the constructor.
         """
         super().add_param_group(param_group)
-        group = _Group(self.param_groups.pop())  # comes back when nothing can raise any more
-        weights = group["params"]
+        given = self.param_groups.pop()  # comes back when nothing can raise any more
+        weights = given["params"]
+        check_hyperparameters(type(self).__name__, given)
         storages = [self._checked_table(position, weights) for position in range(len(weights))]
         made = [self._make_trained(*pair) for pair in enumerate(storages, len(self._tables))]
-        group.hypers = [table.hyper for table in made]
-        for key in ("lr", "weight_decay", "eps", "betas"):
-            if key in group:
-                group[key] = group[key]
-        self.param_groups.append(group)
+        self.param_groups.append(Group(given, [table.hyper for table in made]))
         for weight, table in zip(weights, made, strict=True):
             self._tables[weight], self.state[weight] = table, table.state
             table.storage.follow(table.moves)
@@ -146,9 +117,9 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
     def _make_trained(self, number: int, storage: Storage) -> _Trained:
         """What is kept for a table, which does not know of it yet; its number is its own here."""
         weight = storage.weight
-        hyper = torch.zeros(_STEP + 1, dtype=torch.float64, device=weight.device)
-        hyper[_STEP] = 1
-        state = {"step": hyper[_STEP]}  # the number of the coming step
+        hyper = torch.zeros(STEP + 1, dtype=torch.float64, device=weight.device)
+        hyper[STEP] = 1
+        state = {"step": hyper[STEP]}  # the number of the coming step
         if self._seed is not None:
             # The table's number is the seed's upper half, so that two tables do not round alike.
             seed_and_offset = [self._seed | number << 32, 0]
