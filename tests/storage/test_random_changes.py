@@ -101,8 +101,8 @@ class Model:
             backend=self.backend,
         )
         out.backward(grad)
-        step = int(self.optimizer.state[self.storage.weight]["step"])
         self.optimizer.step()
+        step = int(self.optimizer.state[self.storage.weight]["step"])
         inside = np.arange(WIDTH) < self.dims[rows][:, None]
         g = grad.numpy() * inside
         value, mean, square = self.numbers[:, rows]

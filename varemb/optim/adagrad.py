@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from varemb.optim.base import TableOptimizer
 
@@ -20,6 +20,7 @@ class Adagrad(TableOptimizer):
 
     algorithm = "adagrad"
     state_names = ("sum",)
+    torch_options: ClassVar = {"lr_decay": 0, "maximize": False}
 
     def __init__(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from varemb.optim.base import TableOptimizer
 
@@ -23,6 +23,11 @@ class Adam(TableOptimizer):
 
     algorithm = "adam"
     state_names = ("exp_avg", "exp_avg_sq")
+    torch_options: ClassVar = {
+        "amsgrad": False,
+        "maximize": False,
+        "decoupled_weight_decay": False,
+    }
 
     def __init__(
         self,

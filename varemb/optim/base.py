@@ -13,6 +13,7 @@ from torch import Tensor
 from varemb.ops import Fused, update_
 from varemb.ops.update import ALGORITHMS
 from varemb.optim.group import STEP, Group, check_hyperparameters
+from varemb.optim.saved import saved_group, saved_state
 from varemb.storage import State, Storage, storage_of
 
 
@@ -21,7 +22,8 @@ class _Trained:
     """A table and what an optimizer keeps for it."""
 
     storage: Storage
-    hyper: Tensor  # [6] float64, as `Fused` has it
+    hyper: Tensor  # [6] float64, as `Fused` has it: its last number is that of the coming step
+    steps: Tensor  # [2]: that number and the steps done, the state's, in one tensor to count both
     state: dict[str, Tensor]  # what torch calls a parameter's state
     moves: State  # the part of it that follows the rows
     fused: Fused | None  # what lookups apply; None: `step` applies gradients
@@ -51,6 +53,7 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
     algorithm: ClassVar[str]
     state_names: ClassVar[tuple[str, ...]]
     is_row_wise: ClassVar[bool] = False  # state [N] instead of [E]
+    torch_options: ClassVar[dict[str, Any]] = {}  # what makes torch's rule of this name this one
 
     def __init__(
         self,
@@ -117,9 +120,10 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
     def _make_trained(self, number: int, storage: Storage) -> _Trained:
         """What is kept for a table, which does not know of it yet; its number is its own here."""
         weight = storage.weight
-        hyper = torch.zeros(STEP + 1, dtype=torch.float64, device=weight.device)
-        hyper[STEP] = 1
-        state = {"step": hyper[STEP]}  # the number of the coming step
+        numbers = torch.zeros(STEP + 2, dtype=torch.float64, device=weight.device)
+        hyper, steps = numbers[: STEP + 1], numbers[STEP:]
+        steps[0] = 1
+        state = {"step": steps[1]}
         if self._seed is not None:
             # The table's number is the seed's upper half, so that two tables do not round alike.
             seed_and_offset = [self._seed | number << 32, 0]
@@ -135,7 +139,7 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
             anchor = torch.zeros(0, device=weight.device, requires_grad=True)
             algorithm = ALGORITHMS[self.algorithm]
             fused = Fused(anchor, *self._buffers(state), hyper, state.get("rounding"), algorithm)
-        return _Trained(storage, hyper, state, moves, fused)
+        return _Trained(storage, hyper, steps, state, moves, fused)
 
     def _buffers(self, state: dict[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
         buffers = [state[name] for name in self.state_names] + [None, None]
@@ -172,7 +176,7 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
                     weight.grad,
                     algorithm=ALGORITHMS[self.algorithm],
                 )
-            table.state["step"].add_(1)
+            table.steps.add_(1)
             if self._seed is not None:
                 table.state["rounding"][1].add_(1)
         return loss
@@ -213,11 +217,16 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """Hyperparameters and state, as in torch; of a table that grows without its free end."""
+        """Hyperparameters and state as torch's optimizer of the same rule has them, which can load
+        them for the same weight; of a table that grows without its free end."""
         state = super().state_dict()
+        for group in state["param_groups"]:
+            group.update(self.torch_options)
         weights = [weight for group in self.param_groups for weight in group["params"]]
         for key, weight in enumerate(weights):
-            state["state"][key] = self._used_state(weight)
+            used = self._used_state(weight)
+            # Of its own and on the CPU: torch's optimizers do not copy it when they load it.
+            state["state"][key] = {**used, "step": used["step"].to("cpu", copy=True)}
         return state
 
     def _used_state(self, weight: Tensor) -> dict[str, Tensor]:
@@ -233,42 +242,52 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes hyperparameters and state into the buffers that the tables already use.
 
-        Tables that change are to be loaded before.
+        They may be those of torch's optimizer of the same rule for the same weights; a table
+        without state, as before a first step, begins anew. Tables that change are to be loaded
+        before.
 
         Raises:
-            ValueError: the state belongs to other tables.
-        """
-        saved = state_dict["param_groups"]
-        if [len(g["params"]) for g in saved] != [len(g["params"]) for g in self.param_groups]:
-            raise ValueError(f"{type(self).__name__}: the saved state has other parameter groups")
-        pairs = [
-            (key, weight)
-            for there, here in zip(saved, self.param_groups, strict=True)
-            for key, weight in zip(there["params"], here["params"], strict=True)
-        ]
-        for key, weight in pairs:
-            self._check_saved(key, state_dict["state"][key], self._used_state(weight))
-        for key, weight in pairs:
-            for name, ours in self._used_state(weight).items():
-                ours.copy_(state_dict["state"][key][name])
-        for there, here in zip(saved, self.param_groups, strict=True):
-            for key, value in there.items():
-                if key != "params":
-                    here[key] = value
+            ValueError: the state belongs to other tables or another rule; nothing has changed then.
 
-    def _check_saved(self, key: int, saved: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-        name = type(self).__name__
-        if saved.keys() != own.keys():
-            raise ValueError(
-                f"{name}: saved state of parameter {key} has {', '.join(saved)}, "
-                f"this optimizer needs {', '.join(own)}"
-            )
-        for part, ours in own.items():
-            if saved[part].shape != ours.shape:
-                raise ValueError(
-                    f"{name}: saved {part} of parameter {key} has shape "
-                    f"{list(saved[part].shape)}, this table needs {list(ours.shape)}"
-                )
+        Example:
+            >>> import torch, varemb
+            >>> table = varemb.VarEmbedding(3, 4)
+            >>> adam = torch.optim.Adam(table.parameters(), lr=0.5)
+            >>> lazy = varemb.optim.Adam(table.parameters())
+            >>> lazy.load_state_dict(adam.state_dict())
+            >>> lazy.param_groups[0]["lr"]
+            0.5
+        """
+        name, there = type(self).__name__, state_dict["param_groups"]
+        if [len(g["params"]) for g in there] != [len(g["params"]) for g in self.param_groups]:
+            raise ValueError(f"{name}: the saved state has other parameter groups")
+        groups = [saved_group(name, g, self.defaults, self.torch_options) for g in there]
+        for group in groups:
+            check_hyperparameters(name, group)
+        keys = [key for group in there for key in group["params"]]
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        states = [
+            saved_state(name, key, state_dict["state"].get(key), self._used_state(weight))
+            for key, weight in zip(keys, weights, strict=True)
+        ]
+        for weight, saved in zip(weights, states, strict=True):
+            self._take_state(weight, saved)
+        for own, group in zip(self.param_groups, groups, strict=True):
+            own.update(group)
+
+    def _take_state(self, weight: Tensor, saved: dict[str, Tensor]) -> None:
+        """Makes checked state that of a table; none is that before the first step."""
+        table = self._tables[weight]
+        if saved:
+            for part, own in self._used_state(weight).items():
+                own.copy_(saved[part])
+        else:
+            for part in self.state_names:
+                table.state[part].fill_(self._fill)
+            table.state["step"].zero_()
+            if self._seed is not None:
+                table.state["rounding"][1] = 0
+        table.steps[0] = table.steps[1] + 1
 
 
 def _attach(tables: Iterable[_Trained]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 from varemb.optim.base import TableOptimizer
 
@@ -20,6 +20,7 @@ class SGD(TableOptimizer):
 
     algorithm = "sgd"
     state_names = ()
+    torch_options: ClassVar = {"momentum": 0, "dampening": 0, "nesterov": False, "maximize": False}
 
     def __init__(
         self,
