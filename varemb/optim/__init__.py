@@ -10,6 +10,9 @@ A table keeps a fused optimizer until its `detach`, also when nothing else refer
 `weight.requires_grad` says what it says in torch, whether a table is trained or frozen: also with
 `fused=True`, where `weight.grad` stays None.
 
+A copy of an optimizer (`copy.deepcopy`, pickle) trains copies of its tables: copy the model in the
+same call, as in `copy.deepcopy((model, optimizer))`. A copied table alone has no optimizer.
+
 `stochastic_rounding=True` rounds new numbers of float16 and bfloat16 rows up or down at random, the
 chance by distance: the mean is exact, so that steps smaller than a row's precision are not lost.
 The same seed gives the same numbers on every device, with any number of threads; the lookups of a

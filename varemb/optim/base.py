@@ -159,7 +159,8 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
             with torch.enable_grad():
                 loss = closure()
         if self._fused:
-            self._check_tables()
+            self._check_attached("step")
+            self._check_gradients()
         for weight, table in self._tables.items():
             if self._fused:
                 if not weight.requires_grad:
@@ -200,18 +201,19 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
             if table.fused is not None and table.storage.attached is table.fused:
                 table.storage.detach_optimizer()
 
-    def _check_tables(self) -> None:
-        """That the lookups of all tables apply this optimizer, and nothing else is to be done."""
-        name = type(self).__name__
-        for position, (weight, table) in enumerate(self._tables.items()):
-            if table.storage.attached is not table.fused:
+    def _check_attached(self, what: str) -> None:
+        for position, table in enumerate(self._tables.values()):
+            if self._fused and table.storage.attached is not table.fused:
                 raise ValueError(
-                    f"{name}.step: the tables must have this optimizer, it was detached from that "
-                    f"of parameter {position}; make another one"
+                    f"{type(self).__name__}.{what}: the tables must have this optimizer, it was "
+                    f"detached from that of parameter {position}; make another one"
                 )
+
+    def _check_gradients(self) -> None:
+        for position, weight in enumerate(self._tables):
             if weight.grad is not None:
                 raise ValueError(
-                    f"{name}.step: with fused=True tables must have no gradient, "
+                    f"{type(self).__name__}.step: with fused=True tables must have no gradient, "
                     f"got one of parameter {position}, which would be lost: an old one (zero_grad),"
                     " or of a use of the weight that is no lookup, or of DistributedDataParallel"
                 )
@@ -275,6 +277,21 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
         for own, group in zip(self.param_groups, groups, strict=True):
             own.update(group)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies train copies of the tables: those of a model that is copied with the optimizer."""
+        self._check_attached("copy")
+        groups = [
+            {**group, "params": [self._tables[weight].storage for weight in group["params"]]}
+            for group in self.param_groups
+        ]
+        options = {
+            "fused": self._fused,
+            "stochastic_rounding": self._seed is not None,
+            "seed": self._seed or 0,
+            "fill": self._fill,
+        }
+        return _copied, (type(self), groups, self.defaults, options, self.state_dict())
+
     def _take_state(self, weight: Tensor, saved: dict[str, Tensor]) -> None:
         """Makes checked state that of a table; none is that before the first step."""
         table = self._tables[weight]
@@ -295,3 +312,19 @@ def _attach(tables: Iterable[_Trained]) -> None:
     for table in tables:
         if table.fused is not None:
             table.storage.attach(table.fused, table.moves)
+
+
+def _copied(
+    cls: type[TableOptimizer],
+    groups: list[dict[str, Any]],
+    defaults: dict[str, Any],
+    options: dict[str, Any],
+    state: dict[str, Any],
+) -> TableOptimizer:
+    """An optimizer for copied tables; the groups have storages as their parameters."""
+    for group in groups:
+        group["params"] = [storage.weight for storage in group["params"]]
+    optimizer = cls.__new__(cls)
+    TableOptimizer.__init__(optimizer, groups, defaults, **options)
+    optimizer.load_state_dict(state)
+    return optimizer
