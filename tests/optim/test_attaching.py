@@ -143,3 +143,27 @@ def test_an_optimizer_of_gradients_has_nothing_to_detach():
     optimizer = optim.SGD(table.parameters(), lr=0.1, fused=False)
     optimizer.detach()
     assert trained_by(table, optimizer)
+
+
+@pytest.mark.parametrize("is_unscaled_before", [True, False])
+def test_a_scaler_of_gradients_is_refused_by_a_fused_optimizer(is_unscaled_before):
+    table, scaler = make_table(), torch.amp.GradScaler("cpu")
+    optimizer = optim.Adam(table.parameters(), lr=0.1)
+    scaler.scale(table(ROWS).sum()).backward()
+    if is_unscaled_before:
+        scaler.unscale_(optimizer)
+    with pytest.raises(ValueError, match=r"Adam.step: .* there must be no GradScaler"):
+        scaler.step(optimizer)
+    assert trained_by(table, optimizer)  # without one
+    disabled = torch.amp.GradScaler("cpu", enabled=False)
+    disabled.scale(table(ROWS).sum()).backward()
+    disabled.step(optimizer)
+
+
+def test_a_scaler_works_on_the_gradients_of_sparse_tables():
+    table, scaler = make_table(sparse=True), torch.amp.GradScaler("cpu", init_scale=8.0)
+    optimizer = optim.SGD(table.parameters(), lr=0.5, fused=False)
+    before = table.to_dense()
+    scaler.scale(table(ROWS).sum()).backward()
+    scaler.step(optimizer)
+    assert torch.allclose((before - table.to_dense())[:3, :3], torch.tensor(0.5))

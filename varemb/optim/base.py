@@ -34,7 +34,8 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
 
     As in torch, a table is trained while its weight requires a gradient: freeze it with
     `requires_grad_(False)`, before or after the optimizer is made, and it rests, its step counter
-    too. With fused=True `weight.grad` stays None all the same.
+    too. With fused=True `weight.grad` stays None all the same: `clip_grad_norm_` counts tables as 0
+    and clips nothing of them, and `GradScaler.step` raises.
 
     Args:
         params: weights of VarEmbedding and VarEmbeddingBag, or groups of them.
@@ -71,6 +72,8 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
         self._fused, self._fill = fused, fill
         self._seed = seed if stochastic_rounding else None
         self._tables: dict[Tensor, _Trained] = {}
+        # A GradScaler then leaves scaled gradients to `step`, which can say that there are none.
+        self._step_supports_amp_scaling = fused
         self._is_complete = False
         super().__init__(params, defaults)
         self._is_complete = True
@@ -152,13 +155,14 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
         Raises:
             ValueError: fused=False and a table's gradient is dense (build it with sparse=True);
                 fused=True and a table has a gradient, which nothing would apply, or no longer has
-                this optimizer.
+                this optimizer, or a GradScaler calls.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         if self._fused:
+            self._refuse_scaler()
             self._check_attached("step")
             self._check_gradients()
         for weight, table in self._tables.items():
@@ -208,6 +212,15 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
                     f"{type(self).__name__}.{what}: the tables must have this optimizer, it was "
                     f"detached from that of parameter {position}; make another one"
                 )
+
+    def _refuse_scaler(self) -> None:
+        if "found_inf" in vars(self):  # a GradScaler's, which it takes back only after the step
+            del vars(self)["found_inf"], vars(self)["grad_scale"]
+            raise ValueError(
+                f"{type(self).__name__}.step: with fused=True there must be no GradScaler, got "
+                "one: backward has applied scaled gradients; use fused=False and tables with "
+                "sparse=True"
+            )
 
     def _check_gradients(self) -> None:
         for position, weight in enumerate(self._tables):
