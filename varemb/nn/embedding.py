@@ -83,7 +83,7 @@ class VarEmbedding(Table):
     Row r stores d[r] numbers. With equal dims the result is that of `nn.Embedding`.
 
     Differs from torch: `weight` is flat, [E], E the sum of the dims; max_norm and
-    scale_grad_by_freq are refused by name; double backward is not offered.
+    scale_grad_by_freq are refused by name; double backward is refused.
 
     Args:
         num_embeddings: rows N.

@@ -20,7 +20,7 @@ class VarEmbeddingBag(Table):
     A row's missing columns count as zeros, also in "max". With equal dims the result is torch's.
 
     Differs from torch: `weight` is flat, [E]; max_norm, scale_grad_by_freq and `_weight` are
-    refused by name; double backward is not offered; "max" can be sparse.
+    refused by name; double backward is refused; "max" can be sparse.
 
     Args:
         num_embeddings: rows N.

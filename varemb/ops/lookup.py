@@ -59,7 +59,7 @@ def lookup(
         TypeError: indices or limit are not whole numbers.
         ValueError: a shape does not fit.
         IndexError: an index is below 0 or not below N, or its row is absent.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the backend asked for cannot run here; a gradient is differentiated again.
 
     Deterministic: yes, whatever the number of threads.
     """

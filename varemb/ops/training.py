@@ -111,12 +111,13 @@ def register_training(
     setup: Callable[[Any, tuple[Any, ...], Any], None],
     backward: Callable[..., tuple[Any, ...]],
 ) -> None:
-    """Makes an operation differentiable: torch.library.register_autograd for operations that are
-    called with all arguments, without its cost of 60 microseconds a call for filling in defaults.
+    """Makes an operation differentiable once: torch.library.register_autograd for operations that
+    are called with all arguments, without its cost of 60 microseconds a call for filling in
+    defaults. A second derivative is a RuntimeError.
 
     Args:
         library: where the operation is defined.
-        name: the operation.
+        name: the operation, "lookup_trained" of `lookup`.
         forward: what it computes; gets the arguments.
         setup: keeps on ctx what backward needs; gets ctx, the arguments and the output.
         backward: gets ctx and the output's gradients; returns one gradient per argument.
@@ -132,6 +133,8 @@ def register_training(
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            if torch.is_grad_enabled():  # create_graph=True
+                return _final_gradients(name.removesuffix("_trained"), backward, ctx, grads)
             return backward(ctx, *grads)
 
     def apply(*arguments: Any) -> Any:
@@ -140,6 +143,34 @@ def register_training(
     _APPLY[library.ns, name] = apply
     library.impl(name, forward, "CompositeExplicitAutograd")
     library.impl(name, apply, "Autograd")
+
+
+class _Final(torch.autograd.Function):
+    """Gradients that raise when they are differentiated: torch would take them for constants."""
+
+    @staticmethod
+    def forward(ctx: Any, op: str, gradients: list[Tensor], *causes: Tensor | None) -> Any:
+        ctx.op = op
+        return tuple(gradients)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise RuntimeError(
+            f"{ctx.op}: double backward is not supported, got a gradient made with "
+            "create_graph=True to differentiate"
+        )
+
+
+def _final_gradients(
+    op: str, backward: Callable[..., tuple[Any, ...]], ctx: Any, grads: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """What `backward` returns, as gradients that hang on all that they were computed from."""
+    causes = (*grads, *ctx.saved_tensors)  # before a fused update changes the values
+    with torch.no_grad():
+        found = backward(ctx, *grads)
+    given = [gradient for gradient in found if gradient is not None]
+    final = iter(_Final.apply(op, given, *causes) if given else ())
+    return tuple(None if gradient is None else next(final) for gradient in found)
 
 
 _APPLY: dict[tuple[str, str], Callable[..., Any]] = {}  # namespace and operation -> its autograd
