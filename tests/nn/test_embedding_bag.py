@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from varemb import VarEmbeddingBag
-from varemb.testing import assert_agree, dims_of
+from varemb.testing import assert_agree, dims_of, runnable_backends
 
 DIMS = dims_of("uniform", 50, 8)
 
@@ -31,6 +31,40 @@ def test_per_sample_weights_of_two_dimensional_input():
     input, weights = torch.randint(0, 50, (6, 7)), torch.rand(6, 7)
     expected = (bag.to_dense()[input] * weights[..., None]).sum(1)
     assert_agree(bag(input, per_sample_weights=weights), expected)
+
+
+def test_what_goes_with_each_index_must_have_the_shape_of_the_indices():
+    bag = VarEmbeddingBag(50, 8, mode="sum", dims=DIMS)
+    input, flat = torch.randint(0, 50, (4, 5)), torch.randint(0, 50, (4,))
+    message = (
+        r"^lookup_bag: per_sample_weights must have the shape of indices \[4, 5\], got \[5, 4\]"
+    )
+    with pytest.raises(ValueError, match=message):
+        bag(input, per_sample_weights=torch.rand(5, 4))
+    with pytest.raises(ValueError, match=r"of indices \[4\], got \[2, 2\]"):
+        bag(flat, torch.tensor([0, 2]), torch.rand(2, 2))
+    with pytest.raises(ValueError, match=r"^lookup_bag: limit must have the shape .* got \[20\]"):
+        bag(input, limit=torch.ones(20, dtype=torch.int32))
+    limit = torch.randint(0, 9, (4, 5))
+    assert torch.equal(bag(input, limit=limit)[1], bag(input[1:2], limit=limit[1:2])[0])
+
+
+@pytest.mark.parametrize("backend", runnable_backends())
+@pytest.mark.parametrize("include_last_offset", [False, True])
+def test_offsets_may_be_of_another_int_than_the_indices(backend, include_last_offset):
+    bag = VarEmbeddingBag(
+        50, 8, dims=DIMS, include_last_offset=include_last_offset, backend=backend
+    )
+    input, offsets = torch.randint(0, 50, (42,)), torch.tensor([0, 5, 5, 20, 42])
+    offsets = offsets if include_last_offset else offsets[:-1]
+    expected = bag(input, offsets)
+    assert torch.equal(bag(input, offsets.int()), expected)
+    assert torch.equal(bag(input.int(), offsets), expected)
+    # 2^32 + 5 would be 5 in 32 bits.
+    with pytest.raises(ValueError, match="offsets"):
+        bag(input.int(), offsets + torch.tensor(2**32) * (offsets == 5))
+    with pytest.raises(ValueError, match=r"offsets must have the dtype of indices torch\.int64"):
+        bag(input, offsets.float())
 
 
 def test_refuses_calls_and_options_by_name():

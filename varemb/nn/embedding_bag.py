@@ -153,10 +153,13 @@ class VarEmbeddingBag(Table):
 
         Args:
             input: rows of all bags one after another [L], or one bag per line [G, P].
-            offsets: where each bag begins. [G], or [G + 1] with include_last_offset.
+            offsets: where each bag begins. [G], or [G + 1] with include_last_offset; int32 or
+                int64, whatever input is.
             per_sample_weights: multiplies each row. Shape of input.
-            limit: read and train only the first so many numbers of a row.
+            limit: read and train only the first so many numbers of a row: one for all or shape of
+                input.
         """
+        _check_shapes(input, per_sample_weights=per_sample_weights, limit=limit)
         if input.dim() == 2:
             if offsets is not None:
                 raise ValueError("VarEmbeddingBag: offsets must be None for input [G, P]")
@@ -166,6 +169,8 @@ class VarEmbeddingBag(Table):
             has_last = True
         elif input.dim() == 1 and offsets is not None:
             has_last = self.include_last_offset
+            if offsets.dtype != input.dtype:
+                input, offsets = _as_wide(input, offsets)
         else:
             raise ValueError(
                 "VarEmbeddingBag: input must be [G, P], or [L] with offsets, "
@@ -190,3 +195,23 @@ class VarEmbeddingBag(Table):
     def extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
         return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode}{padding}"
+
+
+def _check_shapes(input: Tensor, **others: Any) -> None:
+    """Raises ValueError where what goes with each index is not shaped like them.
+
+    To be asked before they are made flat: then other shapes with as many numbers look alike.
+    """
+    for name, given in others.items():
+        if isinstance(given, Tensor) and given.shape != input.shape:
+            raise ValueError(
+                f"lookup_bag: {name} must have the shape of indices {list(input.shape)}, "
+                f"got {list(given.shape)}"
+            )
+
+
+def _as_wide(input: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:  # [L], [G]
+    """Indices and offsets of different widths as int64: a narrower offset could become another."""
+    if {input.dtype, offsets.dtype} == {torch.int32, torch.int64}:
+        return input.long(), offsets.long()
+    return input, offsets
