@@ -62,15 +62,6 @@ def _checked(model: nn.Module, plan: SizePlan, name: str) -> nn.Embedding | nn.E
 def _jagged(
     module: nn.Embedding | nn.EmbeddingBag, plan: SizePlan, name: str
 ) -> VarEmbedding | VarEmbeddingBag:
-    frozen = not module.weight.requires_grad
-    norm = (module.max_norm, module.norm_type, module.scale_grad_by_freq)
-    if isinstance(module, nn.Embedding):
-        table: VarEmbedding | VarEmbeddingBag = VarEmbedding.from_pretrained(
-            module, frozen, module.padding_idx, *norm, module.sparse, dims=plan[name]
-        )
-    else:
-        table = VarEmbeddingBag.from_pretrained(
-            module, frozen, *norm, module.mode, module.sparse, module.include_last_offset,
-            module.padding_idx, dims=plan[name],
-        )  # fmt: skip
+    kind = VarEmbedding if isinstance(module, nn.Embedding) else VarEmbeddingBag
+    table = kind.from_pretrained(module, not module.weight.requires_grad, dims=plan[name])
     return table.train(module.training)

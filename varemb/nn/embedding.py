@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from varemb.nn.dims import field_dims, row_dims
+from varemb.nn.pretrained import pretrained
 from varemb.nn.table import Table, checked_sizes, make_storage
 from varemb.nn.unify import ChainUnify, LinearUnify
 from varemb.ops import field_rows, lookup, lookup_linear
@@ -67,14 +68,6 @@ def _fill_normal(numbers: Tensor) -> None:
     seeds: list[int] = torch.randint(2**62, (len(parts),)).tolist()
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         list(pool.map(fill, parts, seeds))
-
-
-def dense_weight(module: str, source: Tensor | nn.Module) -> Tensor:  # [N, D]
-    """The dense table of a tensor, nn.Embedding or nn.EmbeddingBag."""
-    weight = source.weight if isinstance(source, nn.Module) else source
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
-        raise ValueError(f"{module}: from_pretrained takes a 2-dimensional table or its module")
-    return weight.detach()
 
 
 class VarEmbedding(Table):
@@ -246,9 +239,9 @@ class VarEmbedding(Table):
         freeze: bool = True,
         padding_idx: int | None = None,
         max_norm: float | None = None,
-        norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,
-        sparse: bool = False,
+        norm_type: float | None = None,
+        scale_grad_by_freq: bool | None = None,
+        sparse: bool | None = None,
         *,
         dims: Any = None,
         backend: str | None = None,
@@ -258,15 +251,36 @@ class VarEmbedding(Table):
         Args:
             embeddings: [N, D], or an `nn.Embedding`.
             freeze: the weight is not trained (torch's default).
-            dims: as in the constructor.
+            padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse: as in the constructor;
+                None takes the module's. To leave those behind give the module's weight.
+            dims, backend: as in the constructor.
+
+        Returns:
+            A table of N rows on the device and in the dtype of the dense one.
+
+        Raises:
+            TypeError: embeddings are neither.
+            ValueError: as the constructor, also for what the module has; a tensor that is not
+                [N, D], a module with a forward of its own.
+
+        Example:
+            >>> dense = nn.Embedding.from_pretrained(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+            >>> VarEmbedding.from_pretrained(dense, dims=[1, 2])(torch.tensor([0, 1]))
+            tensor([[1., 0.],
+                    [3., 4.]])
         """
-        dense = dense_weight(cls.__name__, embeddings)
-        refuse_torch_options(cls.__name__, max_norm, norm_type, scale_grad_by_freq)
+        given = {
+            "padding_idx": padding_idx,
+            "max_norm": max_norm,
+            "norm_type": norm_type,
+            "scale_grad_by_freq": scale_grad_by_freq,
+            "sparse": sparse,
+        }
+        dense, options = pretrained(cls.__name__, embeddings, nn.Embedding, given)
         table = cls(
             dense.shape[0],
             dense.shape[1],
-            padding_idx,
-            sparse=sparse,
+            **options,
             device=dense.device,
             dtype=dense.dtype,
             dims=dims,

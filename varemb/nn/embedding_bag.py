@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from varemb.nn.dims import row_dims
-from varemb.nn.embedding import checked_padding, dense_weight, fill_table, refuse_torch_options
+from varemb.nn.embedding import checked_padding, fill_table, refuse_torch_options
+from varemb.nn.pretrained import pretrained
 from varemb.nn.table import Table, make_storage
 from varemb.ops import lookup_bag
 
@@ -106,11 +107,11 @@ class VarEmbeddingBag(Table):
         embeddings: Tensor | nn.Module,
         freeze: bool = True,
         max_norm: float | None = None,
-        norm_type: float = 2.0,
-        scale_grad_by_freq: bool = False,
-        mode: str = "mean",
-        sparse: bool = False,
-        include_last_offset: bool = False,
+        norm_type: float | None = None,
+        scale_grad_by_freq: bool | None = None,
+        mode: str | None = None,
+        sparse: bool | None = None,
+        include_last_offset: bool | None = None,
         padding_idx: int | None = None,
         *,
         dims: Any = None,
@@ -121,17 +122,38 @@ class VarEmbeddingBag(Table):
         Args:
             embeddings: [N, D], or an `nn.EmbeddingBag`.
             freeze: the weight is not trained (torch's default).
-            dims: as in the constructor.
+            max_norm, norm_type, scale_grad_by_freq, mode, sparse, include_last_offset,
+                padding_idx: as in the constructor; None takes the module's. To leave those behind
+                give the module's weight.
+            dims, backend: as in the constructor.
+
+        Returns:
+            A table of N rows on the device and in the dtype of the dense one.
+
+        Raises:
+            TypeError: embeddings are neither.
+            ValueError: as the constructor, also for what the module has; a tensor that is not
+                [N, D], a module with a forward of its own.
+
+        Example:
+            >>> dense = nn.EmbeddingBag.from_pretrained(torch.ones(3, 2), mode="sum")
+            >>> VarEmbeddingBag.from_pretrained(dense, dims=[1, 2, 0])(torch.tensor([[0, 1, 2]]))
+            tensor([[2., 1.]])
         """
-        dense = dense_weight(cls.__name__, embeddings)
-        refuse_torch_options(cls.__name__, max_norm, norm_type, scale_grad_by_freq)
+        given = {
+            "max_norm": max_norm,
+            "norm_type": norm_type,
+            "scale_grad_by_freq": scale_grad_by_freq,
+            "mode": mode,
+            "sparse": sparse,
+            "include_last_offset": include_last_offset,
+            "padding_idx": padding_idx,
+        }
+        dense, options = pretrained(cls.__name__, embeddings, nn.EmbeddingBag, given)
         table = cls(
             dense.shape[0],
             dense.shape[1],
-            mode=mode,
-            sparse=sparse,
-            include_last_offset=include_last_offset,
-            padding_idx=padding_idx,
+            **options,
             device=dense.device,
             dtype=dense.dtype,
             dims=dims,
