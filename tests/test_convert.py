@@ -44,3 +44,66 @@ def test_convert_refuses_a_plan_for_another_model_and_changes_nothing(plan, mess
     with pytest.raises(ValueError, match=message):
         convert(model, plan)
     assert isinstance(model.user, nn.Embedding)
+
+
+def test_convert_replaces_a_module_under_all_its_names_by_one_table():
+    model = Towers()
+    model.item, model.inner = model.user, nn.ModuleDict({"again": model.user})
+    kept = model.user.weight.detach().clone()
+    plan = SizePlan({"user": [4] * 6, "inner.again": [4] * 6}, 4)
+    convert(model, plan)
+    assert model.user is model.item and model.user is model.inner["again"]
+    assert torch.equal(model.user.to_dense(), kept)
+    model = Towers()
+    model.item = model.user
+    convert(model, SizePlan({"item": [1] * 6}, 4))
+    assert isinstance(model.user, VarEmbedding) and model.user is model.item
+
+
+def test_convert_refuses_two_sizes_for_one_module():
+    model = Towers()
+    model.item = model.user
+    plan = SizePlan({"user": [1] * 6, "item": [1] * 5 + [2]}, 4)
+    with pytest.raises(ValueError, match=r"^convert: 'user' and 'item' are one module and must"):
+        convert(model, plan)
+    assert isinstance(model.user, nn.Embedding)
+
+
+@pytest.mark.parametrize("head", [nn.Linear(4, 6, bias=False), nn.Embedding(6, 4)])
+def test_convert_refuses_a_tied_weight(head):
+    model = Towers()
+    model.head = nn.Sequential(head)
+    model.head[0].weight = model.user.weight
+    with pytest.raises(ValueError, match=r"of 'user' must be its own, got one that is 'head\.0\.w"):
+        convert(model, SizePlan({"user": [1] * 6}, 4))
+    assert isinstance(model.user, nn.Embedding)
+
+
+def test_convert_replaces_nothing_when_a_later_module_is_refused():
+    model = nn.Sequential(nn.Embedding(3, 4), nn.Embedding(3, 4, max_norm=1.0))
+    with pytest.raises(ValueError, match="max_norm and norm_type are not supported"):
+        convert(model, SizePlan({"0": [1] * 3, "1": [1] * 3}, 4))
+    assert isinstance(model[0], nn.Embedding)
+
+
+class Doubled(nn.Embedding):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class Named(nn.Embedding):
+    pass
+
+
+def test_convert_refuses_a_subclass_that_computes_something_else():
+    model = nn.Sequential(Named(3, 4), Doubled(3, 4))
+    with pytest.raises(
+        ValueError, match=r"^convert: '1' must look rows up as nn\.Embedding does, got"
+    ):
+        convert(model, SizePlan({"0": [1] * 3, "1": [1] * 3}, 4))
+    assert isinstance(model[0], Named)
+    assert isinstance(convert(model, SizePlan({"0": [1] * 3}, 4))[0], VarEmbedding)
+    bag = nn.Sequential(nn.EmbeddingBag(3, 4))
+    bag[0].forward = lambda *args: 2 * nn.EmbeddingBag.forward(bag[0], *args)
+    with pytest.raises(ValueError, match=r"as nn\.EmbeddingBag does"):
+        convert(bag, SizePlan({"0": [1] * 3}, 4))

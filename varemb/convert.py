@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import nn
 
 from varemb.nn import VarEmbedding, VarEmbeddingBag
+from varemb.nn.pretrained import refuse_own_forward
 from varemb.plan import SizePlan
 
 
 def convert(model: nn.Module, plan: SizePlan) -> nn.Module:
     """Replaces, in place, the modules that the plan names; each row keeps its first d[r] numbers.
 
-    Make optimizers afterwards: they would hold on to the old weights.
+    Make optimizers afterwards: they would hold on to the old weights. A module that the model has
+    under several names is replaced under all of them by one table. The old tables are held until
+    all new ones are made.
 
     Args:
         model: contains an `nn.Embedding` or `nn.EmbeddingBag` at every path the plan names, such
@@ -22,8 +26,10 @@ def convert(model: nn.Module, plan: SizePlan) -> nn.Module:
         The model. Modules that the plan does not name stay as they are.
 
     Raises:
-        ValueError: a name is not in the model, is another kind of module, or has another number of
-            rows or width; nothing has been replaced then.
+        ValueError: a name is not in the model, is another kind of module or a subclass with a
+            forward of its own, or has another number of rows or width, an option that tables of
+            jagged rows lack, or a weight that another module has too; two names of one module have
+            different dims. Nothing has been replaced then.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(3, 4))
@@ -33,10 +39,20 @@ def convert(model: nn.Module, plan: SizePlan) -> nn.Module:
           (storage): PackedStorage(3 rows, width 4, 7 numbers)
         )
     """
-    found = {name: _checked(model, plan, name) for name in plan}
-    for name, module in found.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, _jagged(module, plan, name))
+    planned = {name: _checked(model, plan, name) for name in plan}
+    first_names: dict[int, str] = {}  # by id: modules need not be hashable
+    for name, module in planned.items():
+        first = first_names.setdefault(id(module), name)
+        if not np.array_equal(plan[first], plan[name]):
+            raise ValueError(
+                f"convert: {first!r} and {name!r} are one module and must have the same dims, "
+                "the plan has others"
+            )
+    tables = {key: _jagged(planned[name], plan, name) for key, name in first_names.items()}
+    for path, found in list(model.named_modules(remove_duplicate=False)):
+        if id(found) in tables:
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, tables[id(found)])
     return model
 
 
@@ -52,10 +68,17 @@ def _checked(model: nn.Module, plan: SizePlan, name: str) -> nn.Embedding | nn.E
             f"convert: {name!r} must be nn.Embedding or nn.EmbeddingBag, "
             f"got {type(module).__name__}"
         )
+    refuse_own_forward("convert", module, repr(name))
     planned = (len(plan[name]), plan.widths[name])
     own = (module.num_embeddings, module.embedding_dim)
     if planned != own:
         raise ValueError(f"convert: the plan has {planned} rows and width for {name!r}, got {own}")
+    for path, weight in model.named_parameters(remove_duplicate=False):
+        if weight is module.weight and model.get_submodule(path.rpartition(".")[0]) is not module:
+            raise ValueError(
+                f"convert: the weight of {name!r} must be its own, got one that is {path!r} too: "
+                "untie them or leave it out of the plan"
+            )
     return module
 
 
