@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from varemb import SizePlan, VarEmbedding
+from varemb import SizePlan, VarEmbedding, VarEmbeddingBag
 from varemb.nn import embedding
 from varemb.testing import assert_agree, dims_of, runnable_backends
 
@@ -146,6 +146,25 @@ def test_refuses_options_by_name():
         VarEmbedding(5, 8, unify="zip")
     with pytest.raises(TypeError, match="max_nrom"):
         VarEmbedding(5, 8, max_nrom=1.0)
+
+
+@pytest.mark.parametrize("indices", [[0, 1], np.array([0, 1]), 1, None], ids=lambda i: str(type(i)))
+def test_refuses_indices_that_are_no_tensor(indices):
+    found = type(indices).__name__
+    tables = [
+        ("lookup: indices", VarEmbedding(5, 8)),
+        ("lookup_linear: indices", VarEmbedding(5, 8, unify="linear")),
+        ("field_rows: ids", VarEmbedding.for_fields([3, 2], 8)),
+        ("lookup_bag: indices", VarEmbeddingBag(5, 8)),
+    ]
+    for what, table in tables:
+        with pytest.raises(TypeError, match=rf"^{what} must be a Tensor, got {found}$"):
+            table(indices)
+    bag, rows = VarEmbeddingBag(5, 8, mode="sum"), torch.tensor([0, 1])
+    with pytest.raises(TypeError, match=r"^lookup_bag: offsets must be a Tensor, got list$"):
+        bag(rows, [0])
+    with pytest.raises(TypeError, match=r"^lookup_bag: per_sample_weights must be a Tensor, got l"):
+        bag(rows, torch.tensor([0]), [1.0, 2.0])
 
 
 def test_state_dict_holds_the_numbers_and_the_dims_alone():

@@ -181,7 +181,7 @@ class VarEmbeddingBag(Table):
             limit: read and train only the first so many numbers of a row: one for all or shape of
                 input.
         """
-        _check_shapes(input, per_sample_weights=per_sample_weights, limit=limit)
+        _check_tensors(input, offsets, per_sample_weights, limit)
         if input.dim() == 2:
             if offsets is not None:
                 raise ValueError("VarEmbeddingBag: offsets must be None for input [G, P]")
@@ -219,17 +219,38 @@ class VarEmbeddingBag(Table):
         return f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode}{padding}"
 
 
-def _check_shapes(input: Tensor, **others: Any) -> None:
-    """Raises ValueError where what goes with each index is not shaped like them.
+def _check_tensors(
+    input: Any, offsets: Any, per_sample_weights: Any, limit: int | Tensor | None
+) -> None:
+    """The part of the contract that is to be asked before tensors are made flat: then other shapes
+    with as many numbers look alike.
 
-    To be asked before they are made flat: then other shapes with as many numbers look alike.
+    Raises:
+        TypeError: one is no tensor.
+        ValueError: what goes with each index is not shaped like them.
     """
-    for name, given in others.items():
-        if isinstance(given, Tensor) and given.shape != input.shape:
-            raise ValueError(
-                f"lookup_bag: {name} must have the shape of indices {list(input.shape)}, "
-                f"got {list(given.shape)}"
-            )
+    if not isinstance(input, Tensor):
+        raise _no_tensor("indices", input)
+    if offsets is not None and not isinstance(offsets, Tensor):
+        raise _no_tensor("offsets", offsets)
+    if per_sample_weights is not None:
+        if not isinstance(per_sample_weights, Tensor):
+            raise _no_tensor("per_sample_weights", per_sample_weights)
+        _check_shape("per_sample_weights", per_sample_weights, input)
+    if isinstance(limit, Tensor):
+        _check_shape("limit", limit, input)
+
+
+def _no_tensor(name: str, given: Any) -> TypeError:
+    return TypeError(f"lookup_bag: {name} must be a Tensor, got {type(given).__name__}")
+
+
+def _check_shape(name: str, given: Tensor, input: Tensor) -> None:
+    if given.shape != input.shape:
+        raise ValueError(
+            f"lookup_bag: {name} must have the shape of indices {list(input.shape)}, "
+            f"got {list(given.shape)}"
+        )
 
 
 def _as_wide(input: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:  # [L], [G]

@@ -21,7 +21,7 @@ def field_rows(ids: Tensor, starts: Tensor) -> Tensor:
         [*, F] int64.
 
     Raises:
-        TypeError: ids are not int32 or int64.
+        TypeError: ids are no tensor, or not int32 or int64.
         ValueError: the last axis is not F long.
         IndexError: an id is below 0 or not below its field's cardinality.
 
@@ -32,6 +32,8 @@ def field_rows(ids: Tensor, starts: Tensor) -> Tensor:
         tensor([[2, 3],
                 [0, 4]])
     """
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"field_rows: ids must be a Tensor, got {type(ids).__name__}")
     if ids.dtype not in (torch.int32, torch.int64):
         name = str(ids.dtype).removeprefix("torch.")
         raise TypeError(f"field_rows: ids must be int32 or int64, got {name}")

@@ -198,9 +198,11 @@ def check_call(op: str, values: Tensor, rows: Rows, indices: Tensor) -> None:
     """The part of the contract that all lookups share.
 
     Raises:
-        TypeError: indices are not int32 or int64.
+        TypeError: indices are no tensor, or not int32 or int64.
         ValueError: shapes or devices do not fit together.
     """
+    if not isinstance(indices, Tensor):
+        raise TypeError(f"{op}: indices must be a Tensor, got {type(indices).__name__}")
     if indices.dtype not in (torch.int32, torch.int64):
         name = str(indices.dtype).removeprefix("torch.")
         raise TypeError(f"{op}: indices must be int32 or int64, got {name}")
