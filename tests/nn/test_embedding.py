@@ -57,6 +57,40 @@ def test_for_fields_reads_every_field_from_its_own_rows():
     assert torch.equal(VarEmbedding.for_fields([5, 1, 3], 4, dims=plan).dims, fields.dims)
 
 
+@pytest.mark.parametrize("make", [tuple, np.array, torch.tensor, iter, np.uint8])
+def test_for_fields_takes_cardinalities_of_any_kind(make):
+    fields = VarEmbedding.for_fields(make([5, 1, 3]), 4, dims=np.array([4, 0, 2]))
+    assert fields.dims.tolist() == [4] * 5 + [0] + [2] * 3
+    assert fields(torch.tensor([[4, 0, 2]])).shape == (1, 3, 4)
+
+
+def test_for_fields_refuses_what_are_no_cardinalities_and_a_plan_of_another_width():
+    message = r"^VarEmbedding\.for_fields: cardinalities must be whole numbers, one per field, got"
+    for cardinalities in (5, [2.0, 3.0], torch.tensor([2.5]), ["a"], None):
+        with pytest.raises(TypeError, match=message):
+            VarEmbedding.for_fields(cardinalities, 4)
+    for cardinalities in ([], torch.tensor([3, 0])):
+        with pytest.raises(ValueError, match="cardinalities must be at least 1, got"):
+            VarEmbedding.for_fields(cardinalities, 4)
+    plan = SizePlan.for_fields({"a": 5, "b": 1}, {"a": 8, "b": 4}, {"a": 4, "b": 0})
+    with pytest.raises(ValueError, match=r"plan's tables must be 4 wide, got {'a': 8, 'b': 4}"):
+        VarEmbedding.for_fields([5, 1], 4, dims=plan)
+
+
+@pytest.mark.parametrize("dim", [np.int64(4), np.uint8(4), torch.tensor(4), np.array(4), 4.0])
+def test_one_dim_for_all_rows_may_be_of_any_kind(dim):
+    assert VarEmbedding(5, 8, dims=dim).dims.tolist() == [4] * 5
+    assert VarEmbedding.for_fields([2, 3], 8, dims=dim).dims.tolist() == [4] * 5
+    assert VarEmbeddingBag(5, 8, dims=dim).dims.tolist() == [4] * 5
+
+
+def test_a_whole_plan_is_refused_with_what_to_pass_instead():
+    plan = SizePlan({"item": [1, 2], "user": [2]}, 4)
+    for module in (VarEmbedding, VarEmbeddingBag):
+        with pytest.raises(TypeError, match=r"pass plan\['item'\]; got .* tables 'item', 'user'$"):
+            module(2, 4, dims=plan)
+
+
 def test_for_fields_refuses_an_id_of_another_field():
     fields = VarEmbedding.for_fields([5, 1, 3], 4)
     with pytest.raises(IndexError, match=r"ids of field 1 must be in \[0, 1\), got 1"):
@@ -108,6 +142,8 @@ def test_chain_is_consecutive_maps_and_identity_at_full_width():
         (torch.tensor([0, 8, 300, -1, 0]), r"in \[0, 8\], got 300 for row 2"),
         (np.array([9, 1, 1, 1, 2**63], np.uint64), "got 9 for row 0"),
         (list("abcde"), "dims must be whole numbers, got <U1"),
+        (4.5, "dims must be whole, got 4.5 for row 0"),
+        ({3: 4}, "dims must be whole numbers, got object"),
     ],
 )
 def test_refuses_dims_that_do_not_fit(dims, message):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -25,19 +26,24 @@ def row_dims(module: str, dims: Any, num_rows: int, width: int) -> Tensor:  # [N
 
     Args:
         module: who asks, for messages.
-        dims: None (all D), one int for all rows, or N whole numbers.
+        dims: None (all D), one whole number for all rows, or N of them.
         num_rows: N.
         width: D.
 
     Raises:
+        TypeError: dims are a whole plan.
         ValueError: a dim is negative, above D or not whole, or there are not N of them.
     """
     check_width(module, width)
-    if dims is None:
-        dims = width
-    if isinstance(dims, int):
-        dims = np.broadcast_to(np.int64(dims), num_rows)
-    given = _as_array(dims)
+    if isinstance(dims, SizePlan):
+        names = list(dims)
+        raise TypeError(
+            f"{module}: dims must be those of one table, pass plan[{names[0]!r}]; got a SizePlan "
+            f"with the tables {', '.join(map(repr, names))}"
+        )
+    given = _as_array(width if dims is None else dims)
+    if given.ndim == 0:
+        given = np.broadcast_to(given, num_rows)
     if given.ndim != 1 or given.size != num_rows:
         raise ValueError(
             f"{module}: dims must have one number per row, {num_rows}, got shape "
@@ -66,7 +72,25 @@ def _as_array(dims: Any) -> npt.NDArray[Any]:
     return (held.double() if held.is_floating_point() else held).numpy()
 
 
-def field_dims(cardinalities: Sequence[int], width: int, dims: Any) -> Tensor:  # [N] int16
+def checked_cardinalities(module: str, cardinalities: Iterable[Any]) -> list[int]:  # [F]
+    """Rows of each field, from any sequence, array or tensor of whole numbers.
+
+    Raises:
+        TypeError: they are not whole numbers, or not several.
+        ValueError: there are none, or one is below 1.
+    """
+    try:
+        rows = [operator.index(cardinality) for cardinality in cardinalities]
+    except TypeError:
+        raise TypeError(
+            f"{module}: cardinalities must be whole numbers, one per field, got {cardinalities}"
+        ) from None
+    if not rows or min(rows) < 1:
+        raise ValueError(f"{module}: cardinalities must be at least 1, got {rows}")
+    return rows
+
+
+def field_dims(cardinalities: list[int], width: int, dims: Any) -> Tensor:  # [N] int16
     """Dims of every row of a table of fields.
 
     Args:
@@ -76,18 +100,20 @@ def field_dims(cardinalities: Sequence[int], width: int, dims: Any) -> Tensor:  
             order, or one number per row.
 
     Raises:
-        ValueError: as `row_dims`; a plan has other tables.
+        ValueError: as `row_dims`; a plan has other tables, or other widths.
     """
     module, total = "VarEmbedding.for_fields", sum(cardinalities)
     if isinstance(dims, SizePlan):
         sizes = {name: len(dims[name]) for name in dims}
-        if list(sizes.values()) != list(cardinalities):
+        if list(sizes.values()) != cardinalities:
             raise ValueError(
-                f"{module}: the plan must have one table per field with {list(cardinalities)} "
-                f"rows, got {sizes}"
+                f"{module}: the plan must have one table per field with {cardinalities} rows, "
+                f"got {sizes}"
             )
+        if set(dims.widths.values()) != {width}:
+            raise ValueError(f"{module}: the plan's tables must be {width} wide, got {dims.widths}")
         dims = np.concatenate([dims[name] for name in dims])
-    elif dims is not None and not isinstance(dims, int) and len(dims) == len(cardinalities):
+    elif dims is not None and _as_array(dims).shape == (len(cardinalities),):
         per_field = row_dims(module, dims, len(cardinalities), width)
-        dims = per_field.repeat_interleave(torch.tensor(list(cardinalities)))
+        dims = per_field.repeat_interleave(torch.tensor(cardinalities))
     return row_dims(module, dims, total, width)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from varemb.nn.dims import field_dims, row_dims
+from varemb.nn.dims import checked_cardinalities, field_dims, row_dims
 from varemb.nn.pretrained import pretrained
 from varemb.nn.table import Table, checked_sizes, make_storage
 from varemb.nn.unify import ChainUnify, LinearUnify
@@ -85,8 +86,9 @@ class VarEmbedding(Table):
         max_norm, norm_type, scale_grad_by_freq: not supported, for torch's argument order.
         sparse: the gradient of `weight` is a sparse tensor of the touched numbers.
         device, dtype: of the numbers: float32, float64, float16 or bfloat16.
-        dims: None (all D), one int, or N whole numbers in [0, D]; above a width of 255 a dim is
-            rounded up to a multiple of 2, 4, 8 or 16, and `dims` says what is stored.
+        dims: None (all D), one whole number or N of them in [0, D], of Python, numpy or torch;
+            above a width of 255 a dim is rounded up to a multiple of 2, 4, 8 or 16, and `dims` says
+            what is stored.
         unify: "pad" (zeros), "linear" (a matrix and bias per size; AutoDim Eq. 1) or "chain"
             (consecutive maps; ESAPN Eq. 1).
         resizable: rows may change their dims, come and go (`resize`, `extend`, `remove`).
@@ -105,6 +107,7 @@ class VarEmbedding(Table):
         - output: [*, D]
 
     Raises:
+        TypeError: dims are a whole plan.
         ValueError: dims or options that do not fit; forward: IndexError for an index outside
             [0, N), TypeError for indices that are not whole.
 
@@ -183,7 +186,7 @@ class VarEmbedding(Table):
     @classmethod
     def for_fields(
         cls,
-        cardinalities: Sequence[int],
+        cardinalities: Iterable[int],
         embedding_dim: int,
         dims: Any = None,
         *,
@@ -196,7 +199,7 @@ class VarEmbedding(Table):
         """One table for all categorical fields: ids [*, F] that count from 0 in every field.
 
         Args:
-            cardinalities: rows of each field. [F]
+            cardinalities: rows of each field, any sequence, array or tensor of ints. [F]
             embedding_dim: width D.
             dims: one int per field, one per row, a SizePlan with a table per field, or None.
             unify: "linear" and "chain" have a matrix per field and size.
@@ -205,28 +208,24 @@ class VarEmbedding(Table):
             A table whose forward maps [*, F] to [*, F, D].
 
         Raises:
-            ValueError: a cardinality below 1, dims that do not fit. Forward: IndexError for an id
-                outside its field.
+            TypeError: cardinalities that are not whole numbers.
+            ValueError: a cardinality below 1, dims that do not fit, a plan for another width.
+                Forward: IndexError for an id outside its field.
 
         Example:
             >>> fields = VarEmbedding.for_fields([5, 2], 4, dims=[3, 1])
             >>> fields(torch.tensor([[4, 1], [0, 0]])).shape, fields.weight.numel()
             (torch.Size([2, 2, 4]), 17)
         """
-        if not cardinalities or min(cardinalities) < 1:
-            raise ValueError(
-                f"VarEmbedding.for_fields: cardinalities must be at least 1, got {cardinalities}"
-            )
-        starts = [0]
-        for cardinality in cardinalities:
-            starts.append(starts[-1] + cardinality)
+        rows = checked_cardinalities("VarEmbedding.for_fields", cardinalities)
+        starts = [0, *accumulate(rows)]
         return cls(
             starts[-1],
             embedding_dim,
             sparse=sparse,
             device=device,
             dtype=dtype,
-            dims=field_dims(cardinalities, embedding_dim, dims),
+            dims=field_dims(rows, embedding_dim, dims),
             unify=unify,
             backend=backend,
             field_starts=starts,
