@@ -203,6 +203,17 @@ def test_refuses_indices_that_are_no_tensor(indices):
         bag(rows, torch.tensor([0]), [1.0, 2.0])
 
 
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int32, torch.bool, torch.float8_e5m2])
+def test_refuses_dtypes_that_it_cannot_look_up(dtype):
+    message = rf"dtype must be float32, .* or bfloat16, got {str(dtype)[6:]}$"
+    for module in (VarEmbedding, VarEmbeddingBag):
+        for resizable in (False, True):
+            with pytest.raises(TypeError, match=f"^{module.__name__}: {message}"):
+                module(5, 8, dtype=dtype, resizable=resizable)
+        with pytest.raises(TypeError, match=message):
+            module.from_pretrained(torch.zeros(5, 8).to(dtype))
+
+
 def test_state_dict_holds_the_numbers_and_the_dims_alone():
     table = VarEmbedding(50, 8, dims=DIMS)
     state = table.state_dict()

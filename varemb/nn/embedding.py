@@ -107,7 +107,7 @@ class VarEmbedding(Table):
         - output: [*, D]
 
     Raises:
-        TypeError: dims are a whole plan.
+        TypeError: dims are a whole plan, or a dtype is none of these.
         ValueError: dims or options that do not fit; forward: IndexError for an index outside
             [0, N), TypeError for indices that are not whole.
 

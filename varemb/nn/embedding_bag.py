@@ -43,6 +43,11 @@ class VarEmbeddingBag(Table):
         - per_sample_weights: shape of input, mode "sum" only
         - output: [G, D]
 
+    Raises:
+        TypeError: dims are a whole plan, or a dtype that is not floating.
+        ValueError: dims or options that do not fit; forward: shapes or bags that do not fit,
+            IndexError for an index outside [0, N), TypeError for what is no tensor or not whole.
+
     Example:
         >>> bag = VarEmbeddingBag(3, 2, mode="sum", dims=[1, 2, 0])
         >>> _ = bag.weight.data.copy_(torch.tensor([1.0, 10.0, 20.0]))

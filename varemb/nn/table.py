@@ -13,6 +13,7 @@ from varemb.nn.unify import ChainUnify, LinearUnify
 from varemb.storage import PackedStorage, PagedStorage, RowMap, freeze, thaw
 
 _Table = TypeVar("_Table", bound="Table")
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # what kernels compute in
 
 
 def make_storage(
@@ -31,8 +32,15 @@ def make_storage(
     """A packed table, or a paged one where rows are to change.
 
     Raises:
+        TypeError: a dtype that operations do not know.
         ValueError: sizes, reservations or gradients that do not fit.
     """
+    stored = torch.get_default_dtype() if dtype is None else dtype
+    if stored not in _DTYPES:
+        raise TypeError(
+            f"{module}: dtype must be float32, float64, float16 or bfloat16, "
+            f"got {str(stored).removeprefix('torch.')}"
+        )
     if resizable and sparse:
         raise ValueError(f"{module}: a resizable table has no sparse gradients: use sparse=False")
     for name, reserved in (("reserve_rows", reserve_rows), ("reserve_numbers", reserve_numbers)):
