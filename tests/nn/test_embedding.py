@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from varemb import SizePlan, VarEmbedding, VarEmbeddingBag
-from varemb.nn import embedding
+from varemb.nn import filling
 from varemb.testing import assert_agree, dims_of, runnable_backends
 
 DIMS = dims_of("uniform", 50, 8)
@@ -363,7 +363,7 @@ def test_first_numbers_of_a_small_table_are_those_of_torch():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_first_numbers_of_a_large_table_are_normal_and_the_same_on_any_threads(monkeypatch, dtype):
-    monkeypatch.setattr(embedding, "_FILLED_AT_A_TIME", 1024)
+    monkeypatch.setattr(filling, "_FILLED_AT_A_TIME", 1024)
     numbers = first_numbers(1, dtype)
     assert torch.equal(numbers, first_numbers(2, dtype))
     assert abs(numbers.double().mean()) < 0.06 and abs(numbers.double().std() - 1) < 0.04
@@ -372,6 +372,6 @@ def test_first_numbers_of_a_large_table_are_normal_and_the_same_on_any_threads(m
 
 
 def test_first_numbers_of_a_large_table_leave_the_padding_row_zero(monkeypatch):
-    monkeypatch.setattr(embedding, "_FILLED_AT_A_TIME", 16)
+    monkeypatch.setattr(filling, "_FILLED_AT_A_TIME", 16)
     table = VarEmbedding(50, 8, padding_idx=3, dims=7)
     assert not table.row(3).any() and table.row(4).all()

@@ -115,5 +115,5 @@ def field_dims(cardinalities: list[int], width: int, dims: Any) -> Tensor:  # [N
         dims = np.concatenate([dims[name] for name in dims])
     elif dims is not None and _as_array(dims).shape == (len(cardinalities),):
         per_field = row_dims(module, dims, len(cardinalities), width)
-        dims = per_field.repeat_interleave(torch.tensor(cardinalities))
+        dims = per_field.repeat_interleave(torch.tensor(cardinalities, device="cpu"))
     return row_dims(module, dims, total, width)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any
 
@@ -11,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from varemb.nn.dims import checked_cardinalities, field_dims, row_dims
+from varemb.nn.filling import fill_table
 from varemb.nn.pretrained import pretrained
 from varemb.nn.table import Table, checked_sizes, make_storage
 from varemb.nn.unify import ChainUnify, LinearUnify
 from varemb.ops import field_rows, lookup, lookup_linear
-from varemb.storage import PackedStorage, PagedStorage
 
 UNIFY: dict[str, type[LinearUnify] | type[ChainUnify]] = {
     "linear": LinearUnify,
     "chain": ChainUnify,
 }
-_FILLED_AT_A_TIME = 1 << 24  # first numbers drawn with one seed: 90 ms of a thread
 
 
 def refuse_torch_options(
@@ -45,32 +43,6 @@ def checked_padding(module: str, padding_idx: int | None, num_rows: int) -> int 
     return padding_idx % num_rows
 
 
-def fill_table(storage: PackedStorage | PagedStorage, padding_idx: int | None) -> None:
-    """torch's initial values: normal, zeros for the padding row."""
-    with torch.no_grad():
-        _fill_normal(storage.weight.detach()[: storage.live_numbers])
-        if padding_idx is not None:
-            storage.row(padding_idx).zero_()
-
-
-def _fill_normal(numbers: Tensor) -> None:
-    """`normal_`, on all threads where there are many numbers: torch draws those of a CPU on one.
-
-    Each part has a seed drawn from torch's generator, so that the threads change nothing.
-    """
-    if not numbers.is_cpu or numbers.numel() <= _FILLED_AT_A_TIME:
-        numbers.normal_()
-        return
-
-    def fill(part: Tensor, seed: int) -> None:
-        part.normal_(generator=torch.Generator().manual_seed(seed))
-
-    parts = numbers.split(_FILLED_AT_A_TIME)
-    seeds: list[int] = torch.randint(2**62, (len(parts),)).tolist()
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(fill, parts, seeds))
-
-
 class VarEmbedding(Table):
     """Rows of different dims, looked up as vectors of one width; a swap for `nn.Embedding`.
 
@@ -85,7 +57,9 @@ class VarEmbedding(Table):
         padding_idx: a row that is not trained; starts as zeros.
         max_norm, norm_type, scale_grad_by_freq: not supported, for torch's argument order.
         sparse: the gradient of `weight` is a sparse tensor of the touched numbers.
-        device, dtype: of the numbers: float32, float64, float16 or bfloat16.
+        device, dtype: of the numbers: float32, float64, float16 or bfloat16. A table made on "meta"
+            has dims and no numbers until `to_empty`, then those of a state dict or of
+            `reset_parameters`.
         dims: None (all D), one whole number or N of them in [0, D], of Python, numpy or torch;
             above a width of 255 a dim is rounded up to a multiple of 2, 4, 8 or 16, and `dims` says
             what is stored.
@@ -166,10 +140,9 @@ class VarEmbedding(Table):
         )
         if resizable and field_starts is not None:
             raise ValueError(f"{name}: a table of fields cannot be resizable")
-        starts = None if field_starts is None else torch.tensor(list(field_starts))
-        self.register_buffer(
-            "field_starts", None if starts is None else starts.to(device), persistent=False
-        )
+        self.register_buffer("field_starts", None, persistent=False)
+        if field_starts is not None:
+            self.keep("field_starts", torch.tensor(list(field_starts), device="cpu"), device)
         self.unify = None
         if unify != "pad":
             if unify not in UNIFY:
@@ -178,7 +151,7 @@ class VarEmbedding(Table):
             if resizable:
                 if sizes is None:
                     raise ValueError(f"{name}: unify={unify!r} with resizable=True needs sizes")
-                grouped = torch.tensor(checked_sizes(name, sizes, embedding_dim))
+                grouped = torch.tensor(checked_sizes(name, sizes, embedding_dim), device="cpu")
                 starts_of = [0, len(grouped)]
             self.unify = UNIFY[unify](grouped, starts_of, embedding_dim, device=device, dtype=dtype)
         fill_table(self.storage, self.padding_idx)

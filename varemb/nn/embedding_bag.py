@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from varemb.nn.dims import row_dims
-from varemb.nn.embedding import checked_padding, fill_table, refuse_torch_options
+from varemb.nn.embedding import checked_padding, refuse_torch_options
+from varemb.nn.filling import fill_table
 from varemb.nn.pretrained import pretrained
 from varemb.nn.table import Table, make_storage
 from varemb.ops import lookup_bag

@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from varemb.nn.filling import fill_table
 from varemb.nn.unify import ChainUnify, LinearUnify
-from varemb.storage import PackedStorage, PagedStorage, RowMap, freeze, thaw
+from varemb.storage import LaidOut, PackedStorage, PagedStorage, RowMap, freeze, thaw
 
 _Table = TypeVar("_Table", bound="Table")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # what kernels compute in
@@ -58,7 +59,9 @@ def make_storage(
             dtype=dtype,
         )
     allowed = None if sizes is None else checked_sizes(module, sizes, width)
-    if allowed is not None and not bool(torch.isin(dims, torch.tensor(allowed)).all()):
+    if allowed is not None and not bool(
+        torch.isin(dims, torch.tensor(allowed, device="cpu")).all()
+    ):
         raise ValueError(f"{module}: dims must be of sizes {allowed}, got others")
     return PagedStorage(
         dims,
@@ -83,7 +86,7 @@ def checked_sizes(module: str, sizes: Iterable[int], width: int) -> tuple[int, .
     return ordered
 
 
-class Table(nn.Module):
+class Table(LaidOut):
     """Rows of different dims: what can be read from them, and how they change.
 
     Attributes:
@@ -128,6 +131,24 @@ class Table(nn.Module):
     def fragmentation(self) -> float:
         """Allocated over live numbers; 1 where rows stand one after another."""
         return self.storage.fragmentation
+
+    def reset_parameters(self) -> None:
+        """New first numbers, normal ones and zeros in the padding row, and first matrices.
+
+        Needed after `to_empty` where no state dict is loaded. An optimizer's state stays.
+
+        Example:
+            >>> import varemb
+            >>> emb = varemb.VarEmbedding(2, 3, padding_idx=0, device="meta").to_empty(device="cpu")
+            >>> emb.reset_parameters()
+            >>> emb.row(0).tolist()
+            [0.0, 0.0, 0.0]
+        """
+        with torch.no_grad():
+            self.weight.zero_()  # also what no row has
+        fill_table(self.storage, self.padding_idx)
+        if self.unify is not None:
+            self.unify.reset_parameters()
 
     def row(self, row: int) -> Tensor:
         """The numbers of one row, a view of the weight. [d[row]]"""

@@ -10,10 +10,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from varemb.storage import LaidOut
+
 
 def _groups(dims: Tensor, starts: list[int], width: int) -> tuple[Tensor, list[tuple[int, int]]]:
     """groups [F, D + 1, 2] of `ops.lookup_linear`, and the (field, size) of each group."""
-    groups = torch.full((len(starts) - 1, width + 1, 2), -1, dtype=torch.int64)
+    shape = (len(starts) - 1, width + 1, 2)
+    groups = torch.full(shape, -1, dtype=torch.int64, device="cpu")
     members: list[tuple[int, int]] = []
     matrix_rows = 0
     for field in range(len(starts) - 1):
@@ -24,7 +27,7 @@ def _groups(dims: Tensor, starts: list[int], width: int) -> tuple[Tensor, list[t
     return groups, members
 
 
-class LinearUnify(nn.Module):
+class LinearUnify(LaidOut):
     """One matrix [d, D] and bias [D] per projection group (AutoDim Eq. 1).
 
     Initial matrices are those of `nn.Linear(d, D)`, uniform in +-1 / sqrt(d); biases start at 0.
@@ -57,11 +60,12 @@ class LinearUnify(nn.Module):
         rows = sum(size for _, size in self.members)
         self.weight = nn.Parameter(torch.empty(rows, width, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(len(self.members), width, device=device, dtype=dtype))
-        self.register_buffer("groups", groups.to(self.weight.device), persistent=False)
+        self.keep("groups", groups, self.weight.device)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
+        """First matrices and biases, as at the start."""
         first = 0
         self.bias.zero_()
         for _, size in self.members:
@@ -77,7 +81,7 @@ class LinearUnify(nn.Module):
         return f"{len(self.members)} groups, {self.weight.shape[1]} wide"
 
 
-class ChainUnify(nn.Module):
+class ChainUnify(LaidOut):
     """Consecutive maps from each size to the next (ESAPN Eq. 1); the largest size is D.
 
     A chain of affine maps is affine: a row of size s_k is multiplied once, with
@@ -99,7 +103,7 @@ class ChainUnify(nn.Module):
     ) -> None:
         super().__init__()
         groups, self.members = _groups(dims, starts, width)
-        self.register_buffer("groups", groups, persistent=False)
+        self.keep("groups", groups, device)
         self.sizes = [
             sorted({size for field, size in self.members if field == f} | {width})
             for f in range(len(starts) - 1)
@@ -111,12 +115,15 @@ class ChainUnify(nn.Module):
             )
             for sizes in self.sizes
         )
-        self.register_buffer(
-            "identity", torch.eye(width, device=device, dtype=dtype), persistent=False
-        )
-        self.groups = self.groups.to(self.identity.device)
+        self.keep("identity", torch.eye(width, device="cpu", dtype=dtype), device)
 
     identity: Tensor
+
+    def reset_parameters(self) -> None:
+        """The maps' first numbers, those of `nn.Linear`."""
+        for maps in self.maps:
+            for linear in maps.children():
+                linear.reset_parameters()  # type: ignore[operator]
 
     @torch.no_grad()
     def raise_rows(self, old: Tensor, old_dims: Tensor, new_dims: Tensor) -> Tensor:

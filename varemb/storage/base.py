@@ -37,7 +37,36 @@ class State:
     fill: float = 0.0  # of what is new
 
 
-class Storage(nn.Module, abc.ABC):
+class LaidOut(nn.Module):
+    """A module whose buffers follow from the rows' dims, so that no file and no reset brings them.
+
+    They move with the numbers, and keep what they say where `to_empty` makes the numbers anew.
+    While the numbers are on the meta device, the buffers are on the CPU.
+    """
+
+    def keep(self, name: str, buffer: Tensor, device: torch.device | str | None) -> None:
+        """Registers a buffer made on the CPU, on the device of the numbers."""
+        where = torch.empty(0, device=device).device  # of a `with torch.device(...)` too
+        self.register_buffer(
+            name, buffer if where.type == "meta" else buffer.to(where), persistent=False
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> LaidOut:
+        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+        self._buffers.update(dict.fromkeys(kept))  # out of sight of fn, which may be to_empty's
+        try:
+            super()._apply(fn, recurse)
+        finally:
+            self._buffers.update(kept)
+        for name, buffer in kept.items():
+            like = fn(buffer[:0])
+            if not like.is_meta:
+                dtype = like.dtype if buffer.is_floating_point() else buffer.dtype
+                self._buffers[name] = buffer.to(like.device, dtype)
+        return self
+
+
+class Storage(LaidOut, abc.ABC):
     """Owns a table's numbers and the index that says which row holds which of them.
 
     Attributes:
@@ -140,6 +169,8 @@ class Storage(nn.Module, abc.ABC):
     @torch.no_grad()
     def copy_dense_(self, dense: Tensor) -> None:
         """Takes each row's first numbers from a dense table, up to the last row that ever was."""
+        if self.weight.is_meta:
+            return
         device = self.weight.device
         columns = torch.arange(self.width, device=device)
         for first in range(0, self.used_rows, _ROWS_AT_A_TIME):

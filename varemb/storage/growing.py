@@ -67,7 +67,7 @@ class GrowingStorage(Storage, abc.ABC):
         self.weight = nn.Parameter(weight.zero_())
         chunks = 1 + int((-(-counts[1:] // CHUNK_ROWS)).sum())
         room = max(chunks + _SPARE_CHUNKS + chunks // _NUMBERS_GROWTH, self._reserved_chunks())
-        index = torch.zeros(-(-self.num_rows // 2) + room, dtype=torch.int64)
+        index = torch.zeros(-(-self.num_rows // 2) + room, dtype=torch.int64, device="cpu")
         index[: -(-self.num_rows // 2)] = -1
         self.register_buffer("index", index, persistent=False)
         self._bind()
@@ -75,7 +75,7 @@ class GrowingStorage(Storage, abc.ABC):
         self.push_words()
         absent = np.flatnonzero(given < 0)[::-1]
         self.removed = array("I", absent.astype(np.uint32).tobytes())
-        self.index = index.to(self.weight.device)
+        self.keep("index", index, self.weight.device)
         self._bind()
         self.register_weight()
 

@@ -44,13 +44,13 @@ def packed_index(dims: Tensor, granule: int) -> Tensor:  # [N] -> [ceil(N / 24),
     Made in parts, so that a billion rows take little more than their dims and their index.
     """
     blocks = -(-dims.numel() // ROWS_PER_BLOCK)
-    index = prefer_huge_pages(torch.empty(blocks, 4, dtype=torch.int64))
+    index = prefer_huge_pages(torch.empty(blocks, 4, dtype=torch.int64, device="cpu"))
     end = 0
     for first in range(0, blocks, _BLOCKS_AT_A_TIME):
         own = index[first : first + _BLOCKS_AT_A_TIME]  # [b, 4]
         start = first * ROWS_PER_BLOCK
         part = dims[start : start + own.shape[0] * ROWS_PER_BLOCK].to(torch.int16)  # <= 2048
-        units = torch.zeros(own.shape[0] * ROWS_PER_BLOCK, dtype=torch.uint8)
+        units = torch.zeros(own.shape[0] * ROWS_PER_BLOCK, dtype=torch.uint8, device="cpu")
         units[: part.numel()] = (part + (granule - 1)) >> (granule.bit_length() - 1)
         units = units.view(-1, ROWS_PER_BLOCK)
         ends = end + granule * units.sum(1, dtype=torch.int32).cumsum(0)  # int64
@@ -111,7 +111,7 @@ class PackedStorage(Storage):
             )
         like = torch.empty(0, device=device, dtype=dtype)
         self.weight = nn.Parameter(with_room(self.numbers, reserve_numbers or 0, like))
-        self.register_buffer("index", index.to(self.weight.device), persistent=False)
+        self.keep("index", index, self.weight.device)
         self.transient_nbytes = 0
         self.register_weight()
 
