@@ -151,7 +151,11 @@ class Table(LaidOut):
             self.unify.reset_parameters()
 
     def row(self, row: int) -> Tensor:
-        """The numbers of one row, a view of the weight. [d[row]]"""
+        """The numbers of one row, a view of the weight. [d[row]]
+
+        Raises:
+            IndexError: the table has no such row.
+        """
         return self.storage.row(row)
 
     def to_dense(self) -> Tensor:
@@ -265,6 +269,9 @@ class Table(LaidOut):
         """Moves the rows of a resizable table together and gives back what no row has.
 
         Peak memory beside the table: 64 MiB. Takes time proportional to the table.
+
+        Raises:
+            ValueError: the table is not resizable.
         """
         self._paged("compact").compact(backend=self.backend)
 
@@ -272,6 +279,9 @@ class Table(LaidOut):
         """A packed table with the same rows, without optimizer: 1.34 bytes of index a row.
 
         Rows that are absent get a dim of 0, up to the last row that was ever there.
+
+        Raises:
+            ValueError: the table is not resizable.
         """
         return self._with(freeze(self._paged("freeze"), backend=self.backend))
 
@@ -281,6 +291,9 @@ class Table(LaidOut):
         """A resizable table with the same rows, without optimizer.
 
         With matrices its rows may take the sizes that have one.
+
+        Raises:
+            ValueError: the table is resizable already, or one of fields.
         """
         name = type(self).__name__
         if isinstance(self.storage, PagedStorage):
