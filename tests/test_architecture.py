@@ -26,8 +26,8 @@ LAYERS = [
     {"convert"},
     {"nn", "optim", "memory", "info"},
     {"storage", "plan", "id_map", "bpr_sampler", "ranking"},
-    {"ops"},
-    {"rows", "_native", "files", "budget"},
+    {"ops", "budget"},
+    {"rows", "_native", "files"},
 ]
 TESTING_SEES = {"storage", "plan", "ops", "rows", "_native", "files", "budget"}
 REQUIRED = {"torch", "numpy", "safetensors"}

@@ -1,4 +1,4 @@
-"""What a plan accepts, what its file gives back, and that a budget is met to the last number."""
+"""What a plan accepts and counts, and what its file gives back."""
 
 import json
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from varemb.budget import fill_budget
 from varemb.files import save_tensors
 from varemb.plan import SizePlan
+from varemb.storage import PackedStorage
 
 # The plan of the AutoDim paper for MovieLens-1M and the cardinalities it fits.
 ML1M_SIZES = {
@@ -185,111 +185,20 @@ def test_random_plan_refuses_bad_candidates():
         SizePlan.random({"a": 3}, 16, [2], seed=0, per="field")
 
 
-def draw_counts(draw: np.random.Generator, rows: int) -> np.ndarray:
-    kinds = [
-        lambda: draw.integers(0, 5, rows),
-        lambda: draw.zipf(1.3, rows),
-        lambda: draw.random(rows) ** 8,
-        lambda: np.full(rows, 7),
-        lambda: draw.integers(0, 2, rows) * draw.pareto(0.3, rows),
-        lambda: np.arange(rows) * 1e-12,
+def test_wide_plans_count_what_tables_store():
+    plan = SizePlan({"a": [1, 16, 17, 0, 2048], "b": [257, 3]}, {"a": 2048, "b": 257})
+    # a: 16 + 16 + 32 + 0 + 2048 in granules of 16; b: 258 + 4 in granules of 2.
+    tables = [PackedStorage(torch.tensor(plan[name]), plan.widths[name]) for name in plan]
+    assert [table.weight.numel() for table in tables] == [2112, 262]
+    assert plan.num_params == 2112 + 262
+    assert plan.num_params_full == 5 * 2048 + 2 * 257
+    assert plan.mean_dim == (2082 + 260) / 7
+    assert [line.split()[-2] for line in plan.summary().splitlines()[1:]] == [
+        "2,112",
+        "262",
+        "2,374",
     ]
-    return np.asarray(kinds[draw.integers(len(kinds))](), float)
-
-
-@pytest.mark.parametrize("seed", range(200))
-def test_by_frequency_meets_the_budget_and_follows_the_counts(seed):
-    draw = np.random.default_rng(seed)
-    rows = int(draw.integers(1, 400))
-    width = int(draw.choice([1, 2, 7, 64, 256, 2048]))
-    min_dim = int(draw.integers(0, min(width, 3) + 1))
-    budget = int(draw.integers(min_dim * rows, int(1.1 * width * rows) + 2))
-    power = float(draw.choice([0.0, 0.3, 1.0, 2.5, 60.0]))
-    counts = draw_counts(draw, rows)
-    plan = SizePlan.by_frequency({"item": counts}, width, budget, power, min_dim)
-    dims = plan["item"].astype(int)
-    assert plan.num_params == min(budget, width * rows)
-    assert dims.min() >= min_dim
-    assert dims.max() <= width
-    # Sorted by count, earlier rows first among equals, dims never rise.
-    order = np.lexsort((np.arange(rows), -counts))
-    assert (np.diff(dims[order]) <= 0).all()
-    again = SizePlan.by_frequency({"item": counts}, width, budget, power, min_dim)
-    assert again == plan
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_by_frequency_over_tables_of_several_widths(seed):
-    draw = np.random.default_rng(seed)
-    counts = {name: draw_counts(draw, int(draw.integers(1, 60))) for name in "abc"}
-    widths = {"a": 4, "b": 64, "c": 9}
-    rows = sum(map(len, counts.values()))
-    full = sum(len(counts[name]) * widths[name] for name in counts)
-    budget = int(draw.integers(rows, full + 5))
-    plan = SizePlan.by_frequency(counts, widths, budget)
-    assert plan.num_params == min(budget, full)
-    assert list(plan) == ["a", "b", "c"]
-    for name in plan:
-        assert plan[name].max() <= widths[name]
-        order = np.lexsort((np.arange(len(counts[name])), -counts[name]))
-        assert (np.diff(plan[name][order].astype(int)) <= 0).all()
-
-
-def test_by_frequency_is_proportional_where_nothing_is_cut():
-    plan = SizePlan.by_frequency({"item": [40, 30, 20, 10]}, 64, budget=100)
-    assert plan["item"].tolist() == [40, 30, 20, 10]
-    plan = SizePlan.by_frequency({"item": [16, 4, 1]}, 64, budget=14, power=0.5)
-    assert plan["item"].tolist() == [8, 4, 2]
-
-
-def test_by_frequency_like_a_stream_of_a_memory_budget():
-    # 32 MB are 8,000,000 numbers; a Pareto popularity with mean dim 10.
-    draw = np.random.default_rng(0)
-    plan = SizePlan.by_frequency({"item": draw.pareto(1.0, 800_000)}, 256, budget=8_000_000)
-    assert plan.num_params == 8_000_000
-    assert plan.nbytes() == 32_000_000
-    assert plan["item"].min() == 1
-    assert plan["item"].max() == 256
-
-
-def test_rows_never_seen_come_last_but_a_rich_budget_reaches_them():
-    assert SizePlan.by_frequency({"a": [5, 0, 0]}, 4, budget=6)["a"].tolist() == [4, 1, 1]
-    assert SizePlan.by_frequency({"a": [5, 0, 0]}, 4, budget=9)["a"].tolist() == [4, 3, 2]
-    assert SizePlan.by_frequency({"a": [0, 0, 0]}, 4, budget=4)["a"].tolist() == [2, 1, 1]
-    assert SizePlan.by_frequency({"a": [5, 1]}, 4, budget=4, min_dim=0)["a"].tolist() == [3, 1]
-    assert SizePlan.by_frequency({"a": [5, 1]}, 4, budget=0, min_dim=0)["a"].tolist() == [0, 0]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"budget": 2}, r"budget must be at least 1 \* 3 rows = 3, got 2"),
-        ({"budget": 10.5}, "budget must be a whole number, got 10.5"),
-        ({"budget": 10, "min_dim": 9}, r"min_dim must be in 0\.\.8, got 9"),
-        ({"budget": 10, "min_dim": -1}, "min_dim must be"),
-        ({"budget": 10, "power": -1.0}, "power must be finite and >= 0, got -1.0"),
-        ({"budget": 10, "power": float("nan")}, "power must be finite"),
-    ],
-)
-def test_by_frequency_refuses_what_cannot_be(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        SizePlan.by_frequency({"item": [3, 2, 1]}, 8, **arguments)
-
-
-@pytest.mark.parametrize(("bad", "shown"), [(-1, "-1.0"), (np.nan, "nan"), (np.inf, "inf")])
-def test_by_frequency_refuses_bad_counts(bad, shown):
-    with pytest.raises(ValueError, match=f"finite and >= 0, got {shown} at row 1"):
-        SizePlan.by_frequency({"item": [1, bad]}, 8, budget=4)
-
-
-def test_by_frequency_bears_huge_counts_and_powers():
-    plan = SizePlan.by_frequency({"item": [1e18, 1e18, 9e17]}, 8, budget=6, power=60.0)
-    assert plan["item"].tolist() == [3, 2, 1]
-
-
-def test_fill_budget_checks_its_caps():
-    with pytest.raises(ValueError, match=r"min_dim must be in 0\.\.2, got 3"):
-        fill_budget(np.ones(2), np.array([2, 8]), 8, min_dim=3)
+    assert SizePlan.uniform({"a": 100}, 257, 257).num_params == 25_800
 
 
 def test_plan_file_gives_back_the_plan(tmp_path):

@@ -1,9 +1,11 @@
-"""Water-filling: hands out a budget of numbers to rows, exactly, wide rows for frequent ids."""
+"""Water-filling: hands out a budget of numbers to rows, all of it, wide rows for frequent ids."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+
+from varemb.rows import units_of
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -20,11 +22,15 @@ def fill_budget(
     *,
     power: float = 1.0,
     min_dim: int = 1,
+    granules: Ints | int = 1,
 ) -> Ints:  # [N]
     """Dims clip(nu * count^power, min_dim, cap), made whole, whose sum is the budget.
 
-    The sum is exactly `budget`, or every row has its cap when the budget allows it. Of two rows
-    with the same cap the more frequent one is never the narrower one; ties go to the earlier row.
+    What is handed out is what a table stores: each dim rounded up to a multiple of its granule. In
+    granules of 1 the sum is exactly `budget`, or every row has its cap when the budget allows it.
+    In larger ones less than the smallest granule of a row below its cap is left over. Of two rows
+    with the same cap and granule the more frequent one is never the narrower one; ties go to the
+    earlier row.
 
     Args:
         counts: how often each row is looked up. [N], finite, >= 0.
@@ -32,6 +38,10 @@ def fill_budget(
         budget: numbers to hand out.
         power: 1 is proportional to the count, 0 the same for all rows.
         min_dim: the narrowest row.
+        granules: of each row, or one for all; see `rows.granule_for`. [N], >= 1.
+
+    Returns:
+        Multiples of the granules, or the cap where that is none. [N]
 
     Raises:
         ValueError: the budget is below min_dim for every row, min_dim is negative or above a cap,
@@ -42,8 +52,12 @@ def fill_budget(
     Example:
         >>> fill_budget(np.array([100.0, 10.0, 10.0, 1.0]), np.full(4, 8), 12)
         array([8, 2, 1, 1])
+        >>> fill_budget(np.array([100.0, 10.0, 10.0, 1.0]), np.full(4, 8), 12, granules=2)
+        array([6, 2, 2, 2])
     """
-    least = min_dim * len(counts)
+    steps = np.broadcast_to(np.asarray(granules, np.int64), caps.shape)  # [N]
+    lows, tops = steps * units_of(min_dim, steps), steps * units_of(caps, steps)  # stored
+    least = int(lows.sum())
     if not (np.isfinite(power) and power >= 0):
         raise ValueError(f"fill_budget: power must be finite and >= 0, got {power}")
     if min_dim < 0 or (caps < min_dim).any():
@@ -51,25 +65,26 @@ def fill_budget(
             f"fill_budget: min_dim must be in 0..{caps.min(initial=min_dim)}, got {min_dim}"
         )
     if budget < least:
+        each = " or ".join(map(str, np.unique(lows)))
+        why = "" if (lows == min_dim).all() else f" (min_dim {min_dim}, rounded up)"
         raise ValueError(
-            f"fill_budget: budget must be at least {min_dim} * {len(counts)} rows = {least}, "
+            f"fill_budget: budget must be at least {each} * {len(counts)} rows = {least}{why}, "
             f"got {budget}"
         )
-    if budget >= int(caps.sum()):
+    if budget >= int(tops.sum()):
         return caps.copy()
     top = counts.max()
     weights = np.power(counts / top if top > 0 else np.zeros_like(counts), power)
     light = weights < _LEAST_WEIGHT
-    left = budget - int(caps[~light].sum())
-    if left < min_dim * int(light.sum()):
-        return _round(
-            _level(np.where(light, 0.0, weights), caps, budget, min_dim), counts, caps, budget
-        )
+    left = budget - int(tops[~light].sum())
+    if left < int(lows[light].sum()):
+        level = _level(np.where(light, 0.0, weights), lows, tops, budget)
+        return np.minimum(_round(level, counts, steps, tops, budget), caps)
     # Every row with a weight is full; the others share what is left equally.
     dims = caps.copy()
-    level = _level(np.ones(int(light.sum())), caps[light], left, min_dim)
-    dims[light] = _round(level, counts[light], caps[light], left)
-    return dims
+    level = _level(np.ones(int(light.sum())), lows[light], tops[light], left)
+    dims[light] = _round(level, counts[light], steps[light], tops[light], left)
+    return np.minimum(dims, caps)
 
 
 def split_budget(share: float, rows: tuple[int, int], budget: int, width: int) -> tuple[int, int]:
@@ -103,29 +118,34 @@ def split_budget(share: float, rows: tuple[int, int], budget: int, width: int) -
     return first, budget - first
 
 
-def _level(weights: Floats, caps: Ints, budget: int, min_dim: int) -> Floats:
-    """clip(nu * weights, min_dim, caps) with the largest nu whose sum does not exceed the
-    budget."""
+def _level(weights: Floats, lows: Ints, tops: Ints, budget: int) -> Floats:
+    """clip(nu * weights, lows, tops) with the largest nu whose sum does not exceed the budget."""
     low = float(np.log(1e-300))
-    high = float(np.log(caps.max()) - np.log(weights[weights > 0].min()))
+    high = float(np.log(tops.max()) - np.log(weights[weights > 0].min()))
     # Halving 64 times leaves less than the spacing of two logarithms.
     for _ in range(64):
         middle = (low + high) / 2
-        if np.clip(np.exp(middle) * weights, min_dim, caps).sum() <= budget:
+        if np.clip(np.exp(middle) * weights, lows, tops).sum() <= budget:
             low = middle
         else:
             high = middle
-    level: Floats = np.clip(np.exp(low) * weights, min_dim, caps)
+    level: Floats = np.clip(np.exp(low) * weights, lows, tops)
     return level
 
 
-def _round(level: Floats, counts: Floats, caps: Ints, budget: int) -> Ints:
-    """Whole dims that sum to the budget: floor, then one more each for the largest fractions."""
-    dims = np.floor(level).astype(np.int64)
-    order = np.lexsort((-counts, dims - level))
+def _round(level: Floats, counts: Floats, steps: Ints, tops: Ints, budget: int) -> Ints:
+    """Multiples of the steps that sum to the budget: rounded down, then one step more each for the
+    largest fractions, as long as a step fits."""
+    dims = steps * np.floor(level / steps).astype(np.int64)
+    order = np.lexsort((-counts, (dims - level) / steps))
     left = budget - int(dims.sum())
-    while left > 0:
-        open_rows = order[dims[order] < caps[order]][:left]
-        dims[open_rows] += 1
-        left -= len(open_rows)
+    has_fit = True
+    while has_fit:
+        has_fit = False
+        line = order[dims[order] < tops[order]]
+        while len(line := line[steps[line] <= left]):  # each row once, the larger steps drop out
+            fits = int((np.cumsum(steps[line]) <= left).sum())
+            dims[line[:fits]] += steps[line[:fits]]
+            left -= int(steps[line[:fits]].sum())
+            line, has_fit = line[fits:], True
     return dims

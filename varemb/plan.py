@@ -16,6 +16,7 @@ import torch
 
 from varemb.budget import fill_budget
 from varemb.files import load_described, save_tensors
+from varemb.rows import granule_for, units_of
 
 MAX_WIDTH = 2048
 _FORMAT = "varemb.plan"
@@ -27,6 +28,10 @@ Counts = npt.NDArray[np.float64]
 
 class SizePlan:
     """Dims of every row of one or more tables; immutable.
+
+    Numbers, bytes and shares are those that packed tables store: above a width of 255 each dim
+    counts as rounded up to a multiple of 2, 4, 8 or 16 (`rows.granule_for`). A resizable table
+    stores the dims as they are.
 
     Args:
         tables: table name -> dims of its rows, in the order of the tables. Each [N], whole numbers
@@ -119,6 +124,10 @@ class SizePlan:
             candidates: dims to draw from.
             seed: whole number; the same seed gives the same plan.
             per: "row" draws for each row, "table" one dim for each table.
+
+        Raises:
+            ValueError: `per` is something else, there are no candidates, one is above D or not
+                whole, or a number of rows is negative.
         """
         if per not in ("row", "table"):
             raise ValueError(f'SizePlan.random: per must be "row" or "table", got {per!r}')
@@ -129,10 +138,8 @@ class SizePlan:
         tables = {}
         for name, rows in sizes.items():
             count = _rows(name, rows)
-            if per == "row":
-                tables[name] = draw.choice(choices, count)
-            else:
-                tables[name] = np.full(count, draw.choice(choices))
+            drawn = draw.choice(choices, count if per == "row" else None)
+            tables[name] = np.broadcast_to(drawn, count)
         return cls(tables, width)
 
     @classmethod
@@ -146,20 +153,21 @@ class SizePlan:
     ) -> SizePlan:
         """Wide rows for frequent ids: dims nu * count^power, cut to min_dim..D, within a budget.
 
-        The sum is exactly `budget`, or all rows have D when the budget allows it. A row is never
-        narrower than a row of the same width D that is looked up less often. Ties go to the earlier
-        row.
+        `num_params` is exactly `budget`, or all rows have D when the budget allows it. Above a
+        width of 255 dims are those multiples that tables round up to, or D, and what no row below D
+        can take is left over: less than a multiple. A row is never narrower than a row of the same
+        width D that is looked up less often. Ties go to the earlier row.
 
         Args:
             counts: table name -> how often each row is looked up. [N], >= 0.
             width: the width D, one for all tables or one per table.
-            budget: numbers to hand out over all tables.
+            budget: stored numbers to hand out over all tables.
             power: 1 is proportional to the count, 0 the same for all rows.
             min_dim: the narrowest row.
 
         Raises:
-            ValueError: the budget is below min_dim for every row, or a count is negative or not
-                finite.
+            ValueError: the budget is below min_dim, as it is stored, for every row, or a count is
+                negative or not finite.
 
         Example:
             >>> SizePlan.by_frequency({"item": [100, 10, 10, 1]}, 8, budget=12)["item"]
@@ -169,15 +177,13 @@ class SizePlan:
             raise ValueError("SizePlan: at least one table is needed, got none")
         widths = _widths(list(counts), width)
         weights = {name: _counts(name, values) for name, values in counts.items()}
-        caps = [np.full(len(rows), widths[name], np.int64) for name, rows in weights.items()]
+        rows = [len(values) for values in weights.values()]
         dims = fill_budget(
-            np.concatenate(list(weights.values())),
-            np.concatenate(caps),
-            _whole("budget", budget),
-            power=power,
-            min_dim=_whole("min_dim", min_dim),
-        )
-        ends = np.cumsum([len(values) for values in weights.values()])[:-1]
+            np.concatenate(list(weights.values())), np.repeat(list(widths.values()), rows),
+            _whole("budget", budget), power=power, min_dim=_whole("min_dim", min_dim),
+            granules=np.repeat([granule_for(each) for each in widths.values()], rows),
+        )  # fmt: skip
+        ends = np.cumsum(rows)[:-1]
         return cls(dict(zip(weights, np.split(dims, ends), strict=True)), widths)
 
     @classmethod
@@ -204,7 +210,11 @@ class SizePlan:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as one safetensors file, atomically: dims in int16, names and widths as
-        JSON."""
+        JSON.
+
+        Raises:
+            OSError: the folder is missing or cannot be written to.
+        """
         entries = [{"name": name, "width": width} for name, width in self._widths.items()]
         tensors = {
             str(i): torch.from_numpy(dims.copy()) for i, dims in enumerate(self._tables.values())
@@ -229,39 +239,39 @@ class SizePlan:
 
     @property
     def num_params(self) -> int:
-        """Numbers stored: the sum E of all dims."""
-        return sum(int(dims.sum(dtype=np.int64)) for dims in self._tables.values())
+        """Numbers stored: E, the sum of all dims as tables round them."""
+        return sum(_stored(dims, self._widths[name]) for name, dims in self._tables.items())
 
     @property
     def num_params_full(self) -> int:
-        """Numbers stored if every row had the width of its table."""
+        """Numbers of plain tables, in which every row has the width: the sum of N D."""
         return sum(len(dims) * self._widths[name] for name, dims in self._tables.items())
 
     @property
     def mean_dim(self) -> float:
-        """Mean dim over all rows; 0 without rows."""
-        return self.num_params / max(self.num_rows, 1)
+        """Mean dim over all rows, as they are, not rounded; 0 without rows."""
+        return _sum(np.concatenate(list(self._tables.values()))) / max(self.num_rows, 1)
 
     @property
     def sparsity(self) -> float:
-        """Share of the full-width numbers that is saved, 0 to 1."""
+        """Share of the full-width numbers that is saved, up to 1; a little below 0 where all rows
+        have a width that tables round up, such as 257."""
         return 1.0 - self.num_params / max(self.num_params_full, 1)
 
     def nbytes(self, dtype: torch.dtype = torch.float32) -> int:
-        """Bytes of the numbers in `dtype`, without index and optimizer state."""
+        """Bytes of the stored numbers in `dtype`, without index and optimizer state."""
         return self.num_params * dtype.itemsize
 
     def summary(self) -> str:
-        """A table of text: rows, width, dims, numbers and the share saved, per table and in all."""
+        """A table of text: rows, width, dims, stored numbers and the share saved, per table and in
+        all."""
         head = ["table", "rows", "width", "min", "mean", "max", "numbers", "saved"]
-        lines = [head]
-        lines += [
-            [name, *_summary(dims, self._widths[name])] for name, dims in self._tables.items()
-        ]
+        tables = self._tables.items()
+        lines = [head, *([name, *_summary(dims, self._widths[name])] for name, dims in tables)]
         if len(self._tables) > 1:
-            total = _summary(np.concatenate(list(self._tables.values())), 0)
+            total = _summary(np.concatenate(list(self._tables.values())), 1)
             total[1] = ""
-            total[-1] = f"{self.sparsity:.1%}"
+            total[-2:] = f"{self.num_params:,}", f"{self.sparsity:.1%}"
             lines.append(["all", *total])
         columns = [max(len(line[i]) for line in lines) for i in range(len(head))]
         return "\n".join(
@@ -297,20 +307,22 @@ class SizePlan:
         )
 
 
+def _sum(dims: Dims) -> int:
+    return int(dims.sum(dtype=np.int64))
+
+
+def _stored(dims: Dims, width: int) -> int:
+    """Numbers that a packed table of this width takes for rows of these dims."""
+    granule = granule_for(width)
+    return granule * _sum(units_of(dims, granule))
+
+
 def _summary(dims: Dims, width: int) -> list[str]:
-    total = int(dims.sum(dtype=np.int64))
-    rows = len(dims)
+    total, rows = _stored(dims, width), len(dims)
     saved = 1.0 - total / max(rows * width, 1)
     least, most = (int(dims.min()), int(dims.max())) if rows else (0, 0)
-    return [
-        f"{rows:,}",
-        str(width),
-        str(least),
-        f"{total / max(rows, 1):.2f}",
-        str(most),
-        f"{total:,}",
-        f"{saved:.1%}",
-    ]
+    mean = f"{_sum(dims) / max(rows, 1):.2f}"
+    return [f"{rows:,}", str(width), str(least), mean, str(most), f"{total:,}", f"{saved:.1%}"]
 
 
 def _widths(names: list[str], width: int | Mapping[str, int]) -> dict[str, int]:

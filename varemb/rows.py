@@ -1,6 +1,6 @@
 """What a layout hands to an operation: where each row's numbers are, as plain tensors."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -24,3 +24,32 @@ class Rows(NamedTuple):
     width: int  # D
     granule: int  # 1, 2, 4, 8 or 16 numbers per unit of the dim bytes; 1 when paged
     numbers: int  # E, length of the flat values
+
+
+def granule_for(width: int) -> int:
+    """Numbers per unit of a packed table's one-byte dims: 1 up to a width of 255, then 2, 4, 8, 16.
+
+    Example:
+        >>> [granule_for(width) for width in (64, 255, 256, 1024, 2048)]
+        [1, 1, 2, 8, 16]
+    """
+    granule = 1
+    while units_of(width, granule) > 255:
+        granule *= 2
+    return granule
+
+
+def units_of(dims: Any, granule: Any) -> Any:
+    """Granules that dims take, rounded up: a packed row stores `granule * units` numbers.
+
+    Args:
+        dims: a whole number, or an array or tensor of them.
+        granule: of the table, or one for each dim.
+
+    Example:
+        >>> 16 * units_of(33, granule_for(2048))
+        48
+    """
+    if isinstance(granule, int) and granule == 1:
+        return dims  # a hundred million of them need no arithmetic
+    return -(-dims // granule)

@@ -31,3 +31,12 @@ def test_a_budget_is_met_exactly_by_two_neighbouring_dims(options):
 def test_budgets_that_no_dim_meets_are_refused(numbers):
     with pytest.raises(ValueError, match="take 36 to 288 numbers"):
         fit(width=8, numbers=numbers)
+
+
+def test_wide_tables_keep_within_the_budget():
+    assert set(fit(width=257).plan["user"].tolist()) == {257}  # FDE, though 258 are stored
+    found = fit(width=1024, numbers=1001)  # in granules of 8
+    assert found.plan.num_params == 1000
+    assert {int(dim) for name in found.plan for dim in found.plan[name]} == {24, 32}
+    with pytest.raises(ValueError, match="take 288 to 36,864 numbers"):
+        fit(width=1024, numbers=287)

@@ -10,6 +10,7 @@ import numpy as np
 
 from varemb.budget import fill_budget
 from varemb.plan import SizePlan
+from varemb.rows import granule_for, units_of
 from varemb.search.base import FieldData, MakeModel, SearchResult
 from varemb.search.settings import option
 
@@ -28,8 +29,9 @@ class Uniform:
     """One dim for all rows; nothing is searched.
 
     At full width this is FDE. A budget of E numbers over N rows gives dim floor(E / N), and one
-    more to the first E - N floor(E / N) rows, so that it is met exactly. Rows are zero-padded: that
-    is the plain narrow table that a user would take instead.
+    more to the first E - N floor(E / N) rows, so that it is met exactly; above a width of 255 dims
+    are multiples of what tables round up to, and less than one of these is left over. Rows are
+    zero-padded: that is the plain narrow table that a user would take instead.
 
     Args:
         config: its settings.
@@ -61,14 +63,16 @@ class Uniform:
             ValueError: the budget does not give every row a number, or is above the full width.
         """
         config, rows = self.config, sum(train.cardinalities)
-        full = rows * config.width
+        granule = granule_for(config.width)
+        least, full = rows * granule, rows * granule * units_of(config.width, granule)
         numbers = config.numbers or math.floor(config.share * full)
-        if not rows <= numbers <= full:
+        if not least <= numbers <= full:
             raise ValueError(
-                f"uniform: {rows:,} rows of at most {config.width} numbers take {rows:,} to "
+                f"uniform: {rows:,} rows of at most {config.width} numbers take {least:,} to "
                 f"{full:,} numbers, got {numbers:,}"
             )
-        dims = fill_budget(np.ones(rows), np.full(rows, config.width), numbers, power=0)
+        caps = np.full(rows, config.width)
+        dims = fill_budget(np.ones(rows), caps, numbers, power=0, granules=granule)
         ends = np.cumsum(train.cardinalities)[:-1]
         tables = dict(zip(train.field_names, np.split(dims, ends), strict=True))
         plan = SizePlan(tables, config.width)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from varemb.ops import lookup
 from varemb.ops.reference import ROWS_PER_BLOCK, locate, stored_dims
-from varemb.rows import Rows
+from varemb.rows import Rows, granule_for, units_of
 from varemb.storage.base import RowMap, Storage
 from varemb.storage.moves import STAGING_NBYTES, Mover, NewNumbers, parts
 from varemb.storage.pages import fitted, prefer_huge_pages, with_room
@@ -23,19 +23,6 @@ Ints = npt.NDArray[np.int64]
 
 MAX_WIDTH = 2048
 _BLOCKS_AT_A_TIME = 1 << 16  # while the index is made or read: 1.6 million rows, 40 MB
-
-
-def granule_for(width: int) -> int:
-    """Numbers per unit of the one-byte dims: 1 up to a width of 255, then 2, 4, 8, 16.
-
-    Example:
-        >>> [granule_for(width) for width in (64, 255, 256, 1024, 2048)]
-        [1, 1, 2, 8, 16]
-    """
-    granule = 1
-    while -(-width // granule) > 255:
-        granule *= 2
-    return granule
 
 
 def packed_index(dims: Tensor, granule: int) -> Tensor:  # [N] -> [ceil(N / 24), 4]
@@ -51,7 +38,7 @@ def packed_index(dims: Tensor, granule: int) -> Tensor:  # [N] -> [ceil(N / 24),
         start = first * ROWS_PER_BLOCK
         part = dims[start : start + own.shape[0] * ROWS_PER_BLOCK].to(torch.int16)  # <= 2048
         units = torch.zeros(own.shape[0] * ROWS_PER_BLOCK, dtype=torch.uint8, device="cpu")
-        units[: part.numel()] = (part + (granule - 1)) >> (granule.bit_length() - 1)
+        units[: part.numel()] = units_of(part, granule)
         units = units.view(-1, ROWS_PER_BLOCK)
         ends = end + granule * units.sum(1, dtype=torch.int32).cumsum(0)  # int64
         own[0, 0] = end
