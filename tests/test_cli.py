@@ -130,6 +130,26 @@ def test_resume_refuses_other_options_by_name(data_dir, searched, capsys, option
     assert message in error_of(search_words(data_dir, searched, "--resume", option, value), capsys)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--lr", "-1", "training: --lr must be finite and at least 0, got -1.0"),
+        ("--weight-decay", "inf", "training: --weight-decay must be finite"),
+        ("--search-lr", "-1", "AutoDim: --search-lr must be finite"),
+        ("--variant", "ad-9", "AutoDim: --variant must be ad-1, ad-2, ad-3, ad-4, got 'ad-9'"),
+        ("--candidates", "8,4096", "AutoDim: --candidates must be at most 2048, got 4096"),
+        (
+            "--candidates",
+            "8,2",
+            "AutoDim: --candidates must be positive and increasing, got (8, 2)",
+        ),
+    ],
+)
+def test_settings_are_refused_before_the_data_is_read(tmp_path, capsys, option, value, message):
+    words = ["search", "autodim", "--data", "ml-1m", "--data-dir", str(tmp_path), option, value]
+    assert message in error_of(words, capsys)
+
+
 def test_resume_refuses_other_data(data_dir, searched, tmp_path, capsys):
     for path in data_dir.iterdir():
         lines = path.read_text().splitlines()

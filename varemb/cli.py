@@ -37,6 +37,8 @@ from varemb.plan import SizePlan
 from varemb.report import write_report
 from varemb.runs import load_run
 from varemb.search import AutoDimConfig, TrainConfig
+from varemb.search.autodim import check_autodim
+from varemb.search.settings import naming_options
 
 _EXTRAS = {
     "pyarrow": "data",
@@ -229,7 +231,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _task(options: argparse.Namespace) -> Task:
     set_threads(options.threads)
-    training = TrainConfig(**read_config(options, TrainConfig, train_option), seed=options.seed)
+    given = read_config(options, TrainConfig, train_option)
+    with naming_options(TrainConfig, train_option):
+        training = TrainConfig(**given, seed=options.seed)
     return load_task(options.data, options.data_dir, options.model, training)
 
 
@@ -240,6 +244,8 @@ def _place(options: argparse.Namespace, kind: str) -> Place:
 
 def _search(options: argparse.Namespace) -> int:
     config = AutoDimConfig(**read_config(options, AutoDimConfig, search_option), seed=options.seed)
+    with naming_options(AutoDimConfig, search_option):
+        check_autodim(config)
     run_search(_task(options), config, _place(options, "autodim"))
     return 0
 

@@ -32,6 +32,11 @@ from varemb.search import (
     StreamFixedConfig,
     StreamResult,
 )
+from varemb.search.esapn import check_esapn
+from varemb.search.scall_config import check_scall
+from varemb.search.settings import naming_options
+from varemb.search.stream_fixed import check_fixed
+from varemb.search.stream_soft import check_stream_autoemb, check_stream_darts
 
 
 class StreamSearch(Protocol):
@@ -56,12 +61,14 @@ class StreamMethod:
         config: their class.
         name: what results call it with these settings.
         told: fields that results name too, where they are not at their defaults.
+        check: raises ValueError for settings that do not fit.
     """
 
     search: Callable[[Any], StreamSearch]
     config: type[Any]
     name: Callable[[Any], str]
     told: tuple[str, ...] = ()
+    check: Callable[[Any], None] = lambda config: None
 
 
 @dataclass(frozen=True)
@@ -237,7 +244,7 @@ def method_label(method: StreamMethod, config: Any) -> str:
 
 
 def make_config(family: Family, method: str, given: dict[str, Any]) -> Any:
-    """The config of a method, with the settings that were given.
+    """The config of a method, with the settings that were given, checked.
 
     Args:
         family: of the method.
@@ -245,7 +252,8 @@ def make_config(family: Family, method: str, given: dict[str, Any]) -> Any:
         given: field -> value.
 
     Raises:
-        ValueError: a setting is one of other methods alone; the message names these.
+        ValueError: a setting is one of other methods alone, or does not fit; the message names the
+            option.
     """
     fields = {field.name for field in dataclasses.fields(family.methods[method].config)}
     for name in given:
@@ -257,7 +265,10 @@ def make_config(family: Family, method: str, given: dict[str, Any]) -> Any:
             raise ValueError(
                 f"{train_option(name)} is an option of {', '.join(others)}, not of {method}"
             )
-    return replace(family.methods[method].config(), **given)
+    config = replace(family.methods[method].config(), **given)
+    with naming_options(type(config), train_option):
+        family.methods[method].check(config)
+    return config
 
 
 def _scall_name(config: SCALLConfig) -> str:
@@ -277,12 +288,25 @@ FAMILIES: dict[str, Family] = {
                 ESAPNConfig,
                 lambda config: "esapn",
                 ("policy", "chance", "norm", "validation", "price", "reward", "sizes"),
+                check_esapn,
             ),
             "fixed": StreamMethod(
-                StreamFixed, StreamFixedConfig, lambda config: f"fixed-{config.dim}", ("normalise",)
+                StreamFixed,
+                StreamFixedConfig,
+                lambda config: f"fixed-{config.dim}",
+                ("normalise",),
+                check_fixed,
             ),
-            "darts": StreamMethod(StreamDARTS, StreamDARTSConfig, lambda config: "darts"),
-            "autoemb": StreamMethod(StreamAutoEmb, StreamAutoEmbConfig, lambda config: "autoemb"),
+            "darts": StreamMethod(
+                StreamDARTS, StreamDARTSConfig, lambda config: "darts", (), check_stream_darts
+            ),
+            "autoemb": StreamMethod(
+                StreamAutoEmb,
+                StreamAutoEmbConfig,
+                lambda config: "autoemb",
+                (),
+                check_stream_autoemb,
+            ),
         },
     ),
     "scall": Family(
@@ -291,7 +315,11 @@ FAMILIES: dict[str, Family] = {
         needs_ratings=False,
         methods={
             "scall": StreamMethod(
-                SCALL, SCALLConfig, _scall_name, ("distribution", "scale", "frequency", "width")
+                SCALL,
+                SCALLConfig,
+                _scall_name,
+                ("distribution", "scale", "frequency", "width"),
+                check_scall,
             )
         },
     ),

@@ -156,7 +156,7 @@ def wait_for_a_checkpoint(folder: Path, process: subprocess.Popen) -> None:
         ("esapn", ["--task", "ternary"], "task must be one of binary, multiclass, got 'ternary'"),
         ("esapn", ["--polciy", "always"], "unknown option --polciy, did you mean --policy?"),
         ("esapn", ["--item-column", "item"], "lacks the column item, it has ['who', 'what', "),
-        ("scall", ["--memory", "0"], "give a budget, either memory or mean_dim"),
+        ("scall", ["--memory", "0"], "give a budget, either --memory or --mean-dim, got"),
         ("scall", ["--memory", "0.0001"], "budget"),
         ("scall", ["--threshold", "100000"], "threshold"),
         ("scall", ["--threads", "0"], "--threads must be at least 1, got 0"),
@@ -165,6 +165,24 @@ def wait_for_a_checkpoint(folder: Path, process: subprocess.Popen) -> None:
 def test_errors_are_one_line(clicks, tmp_path, capsys, command, more, message):
     assert message in error_of(words_of(command, clicks, tmp_path / "run", *more), capsys)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "message"),
+    [
+        ("esapn", ["--lr", "-1"], "ESAPN: --lr must be finite and at least 0, got -1.0"),
+        ("esapn", ["--policy-lr", "nan"], "--policy-lr must be finite"),
+        ("esapn", ["--sizes", "8,2"], "ESAPN: --sizes must be positive and increasing"),
+        ("esapn", ["--method", "fixed", "--dim", "0"], "FIXED: --dim must be at least 1, got 0"),
+        ("esapn", ["--method", "darts", "--sizes", "8,2"], "DARTS: --sizes must be"),
+        ("esapn", ["--method", "autoemb", "--most-frequent", "0"], "AutoEmb: --most-frequent must"),
+        ("scall", ["--memory", "1", "--lr", "-1"], "SCALL: --lr must be finite"),
+        ("scall", ["--memory", "1", "--width", "256"], "SCALL: --width must be at most 255"),
+    ],
+)
+def test_settings_are_refused_before_the_data_is_read(capsys, command, more, message):
+    words = ["search", command, "--data", "no-such-file", *more]
+    assert message in error_of(words, capsys)
 
 
 def test_files_without_times_or_ratings_say_so(clicks, tmp_path, capsys):

@@ -235,13 +235,26 @@ def test_a_folder_of_lists_is_read(tmp_path, pairs):
         (["--methods", "es", "--seeds", "3,3"], "distinct seeds"),
         (["--methods", "es,pep", "--sparsity-unit", "bytes"], "pep counts numbers alone"),
         (["--methods", "es", "--cost-sweep=-1"], "--cost-sweep needs distinct values >= 0"),
+        (["--methods", "es", "--sparsity", "80"], "--sparsity must be in (0, 1), the shares left"),
+        (["--methods", "es", "--sparsity", "0.5,0.5"], "--sparsity must be distinct"),
+        (["--methods", "es", "--sparsity-unit", "bits"], "--sparsity-unit must be one of numbers"),
+        (["--methods", "es,pep", "--width", "256"], "--width must be at most 255, got 256"),
+        (["--methods", "es", "--ranking-lr", "-1"], "training: --ranking-lr must be finite"),
+        (["--methods", "es,ciess", "--ciess-walk", "far"], "CIESS: --ciess-walk must be paper"),
+        (["--methods", "es,ciess", "--ciess-actor-lr", "nan"], "--ciess-actor-lr must be finite"),
+        (["--methods", "es,esapn", "--ranking-esapn-sizes", "8,2"], "--ranking-esapn-sizes must"),
+        (["--methods", "pep", "--ranking-pep-max-epochs", "0"], "--ranking-pep-max-epochs must be"),
+        (["--methods", "optembed", "--ranking-optembed-mutation", "2"], "-optembed-mutation must"),
         (["--methods", "es", "--data", "ml-2m"], "no data 'ml-2m' for models that rank"),
         (["--methods", "es", "--data", "ml-1m"], "--data ml-1m needs --data-dir"),
         (["--methods", "fde", "--model", "fm", "--data", "ml-2m", "--sparsity", "0.5"],
          "--width is not for models of clicks, such as fm"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_compared_is_refused_at_once(rank, tmp_path, capsys, words, message):
+def test_what_cannot_be_compared_is_refused_at_once(
+    rank, tmp_path, monkeypatch, capsys, words, message
+):
+    monkeypatch.setattr(ranking, "read_interactions", None)  # would fail, were it read
     assert rank(tmp_path / "e", *words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "e").exists()

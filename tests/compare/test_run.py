@@ -2,6 +2,7 @@
 
 import pytest
 
+from varemb import experiment
 from varemb.compare import cells, run
 from varemb.files import load_json
 from varemb.plan import SizePlan
@@ -165,10 +166,31 @@ def test_a_stopped_comparison_goes_on_to_the_same_result(
         (["--methods", "uniform:2,autodim:1"], "which has no seed 1 here"),
         (["--methods", "fde", "--seeds", "3,3"], "distinct seeds"),
         (["--methods", "fde", "--candidates", "4,2"], "--candidates must be positive and"),
+        (["--methods", "fde", "--candidates", "4,4096"], "--candidates must be at most 2048"),
         (["--methods", "fde", "--f-sweep", "0,1"], "--f-sweep needs distinct values"),
+        (["--methods", "fde", "--lr", "-1"], "training: --lr must be finite and at least 0"),
+        (["--methods", "fde", "--lr", "0"], "training: --lr must be above 0"),
+        (["--methods", "fde", "--weight-decay", "nan"], "--weight-decay must be finite"),
+        (["--methods", "fde", "--init-std=-1"], "training: --init-std must be finite"),
+        (["--methods", "fde", "--tune", "--tune-lr=1,-1"], "training: --tune-lr must be finite"),
+        (["--methods", "fde,ras", "--ras-trials", "0"], "RaS: --ras-trials must be at least 1"),
+        (["--methods", "fde,autodim", "--autodim-variant", "ad-9"], "--autodim-variant must be"),
+        (["--methods", "autodim", "--autodim-theta-lr", "inf"], "--autodim-theta-lr must be"),
+        (["--methods", "nis", "--nis-budget", "2"], "NIS: --nis-budget must be in (0, 1], got 2"),
+        (["--methods", "dpq", "--dpq-groups", "3"], "DPQ: --dpq-groups must divide the width 4"),
+        (["--methods", "mgqe", "--mgqe-head", "0"], "MGQE: --mgqe-head must be in (0, 1]"),
+        (["--methods", "pep", "--pep-target", "0"], "PEP: --pep-target must be in (0, 1]"),
+        (["--methods", "optembed", "--optembed-mutation", "2"], "--optembed-mutation must be in"),
+        (["--methods", "darts", "--darts-f", "0"], "DARTS: --darts-f must be at least 1"),
+        (["--methods", "autoemb", "--autoemb-hidden", "0"], "AutoEmb: --autoemb-hidden must be"),
+        (["--methods", "uniform", "--uniform-share", "2"], "uniform: --uniform-share must be in"),
+        (["--methods", "mde", "--mde-bins", "0"], "MDE: --mde-bins must be at least 1"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_at_once(compare, tmp_path, capsys, words, message):
-    assert compare(tmp_path / "e", *words) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(experiment.DATA, "ml-1m")  # would fail, were it read
+        patch.setitem(experiment.DATA, "ml-1m", None)
+        assert compare(tmp_path / "e", *words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "e").exists()

@@ -152,7 +152,7 @@ def test_histograms_of_the_paper_give_its_table_2(histogram, total, full, ratio)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sizes": (4, 2)}, "candidates must be positive and increasing"),
+        ({"sizes": (4, 2)}, "sizes must be positive and increasing"),
         ({"policy": "best"}, "policy must be one of learned, always, random, got 'best'"),
         ({"norm": "row"}, "norm must be one of"),
         ({"validation": "future"}, "validation must be one of"),

@@ -245,15 +245,15 @@ def test_resume_gives_the_result_of_an_uninterrupted_run(split, tmp_path, saves)
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"sizes": (4, 2)}, r"ESAPN: candidates must be positive and increasing, got \(4, 2\)"),
-    ({"sizes": ()}, "ESAPN: candidates must be positive and increasing"),
-    ({"sizes": (2, 256)}, "at most 255 wide, got 256"),
+    ({"sizes": (4, 2)}, r"ESAPN: sizes must be positive and increasing, got \(4, 2\)"),
+    ({"sizes": ()}, "ESAPN: sizes must be positive and increasing"),
+    ({"sizes": (2, 256)}, "ESAPN: sizes must be at most 255, got 256"),
     ({"stages": 0}, "ESAPN: stages must be at least 1, got 0"),
     ({"past_losses": 0}, "ESAPN: past_losses must be at least 1, got 0"),
     ({"policy_batch": 0}, "ESAPN: policy_batch must be at least 1, got 0"),
     ({"hidden": 0}, "ESAPN: hidden must be at least 1, got 0"),
     ({"most_frequent": 0}, "ESAPN: most_frequent must be at least 1, got 0"),
-    ({"policy_lr": float("nan")}, "ESAPN: policy_lr must be at least 0, got nan"),
+    ({"policy_lr": float("nan")}, "ESAPN: policy_lr must be finite and at least 0, got nan"),
     ({"is_fitted": True, "sparsities": (0.5, 0.5)}, "ESAPN: sparsities must be distinct"),
     ({"is_fitted": True, "sparsities": ()}, "ESAPN: sparsities must be distinct"),
     ({"is_fitted": True, "sparsities": (0.99,)}, "leaves .* numbers for 36 rows"),

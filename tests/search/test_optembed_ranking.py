@@ -281,7 +281,7 @@ def test_resume_gives_the_result_of_an_uninterrupted_run(split, tmp_path, saves)
     ({"population": 0}, ValueError, "OptEmbed: population must be at least 1, got 0"),
     ({"epochs": 0}, ValueError, "OptEmbed: epochs must be at least 1, got 0"),
     ({"alpha": -1.0}, ValueError, "OptEmbed: alpha must be at least 0, got -1.0"),
-    ({"t_lr": float("nan")}, ValueError, "OptEmbed: t_lr must be at least 0, got nan"),
+    ({"t_lr": float("nan")}, ValueError, "OptEmbed: t_lr must be finite and at least 0, got nan"),
     ({"sparsities": (0.5, 0.5)}, ValueError, r"OptEmbed: sparsities must be distinct"),
     ({"sparsities": ()}, ValueError, r"OptEmbed: sparsities must be distinct"),
     ({"sparsities": (1.0,)}, ValueError, r"must be in \(0, 1\), got 1.0"),

@@ -135,7 +135,7 @@ def test_pep_learns_masks_that_no_plan_has(split):
 @pytest.mark.parametrize(("config", "error", "message"), [
     (replace(CONFIGS["es"], method="best"), ValueError, "one of es, mr, frequency, got 'best'"),
     (replace(CONFIGS["mr"], sparsities=(2.0,)), ValueError, r"must be in \(0, 1\), got 2.0"),
-    (replace(CONFIGS["pep"], granularity="number"), ValueError, "granularity must be global"),
+    (replace(CONFIGS["pep"], granularity="number"), ValueError, "must be one of global"),
     (replace(CONFIGS["pep"], max_epochs=1), RuntimeError, "are left after 1 epochs"),
     (replace(CONFIGS["pep"], sparsities=(0.99,)), ValueError, "every row needs 1"),
 ])  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,12 +26,17 @@ from varemb.search import (
     Uniform,
     UniformConfig,
 )
-from varemb.search.autoemb import AutoEmb, AutoEmbConfig
-from varemb.search.darts import DARTS, DARTSConfig
-from varemb.search.dpq import DPQ, DPQConfig
-from varemb.search.mgqe import MGQE, MGQEConfig
-from varemb.search.nis import NIS, NISConfig
-from varemb.search.optembed import OptEmbed, OptEmbedConfig
+from varemb.search.autodim import check_autodim
+from varemb.search.autoemb import AutoEmb, AutoEmbConfig, check_autoemb
+from varemb.search.darts import DARTS, DARTSConfig, check_darts
+from varemb.search.dpq import DPQ, DPQConfig, check_dpq
+from varemb.search.mde import check_mde
+from varemb.search.mgqe import MGQE, MGQEConfig, check_mgqe
+from varemb.search.nis import NIS, NISConfig, check_nis
+from varemb.search.optembed import OptEmbed, OptEmbedConfig, check_optembed
+from varemb.search.pep import check_pep
+from varemb.search.ras import check_ras
+from varemb.search.uniform import check_uniform
 
 Settings = Mapping[str, Any]  # option of the command line -> value that was given
 
@@ -63,6 +68,7 @@ class Method:
 
     search: MakeSearch
     config: type[Any]
+    check: Callable[[Any], None]  # raises ValueError for settings that do not fit
     changes: Mapping[str, Any] = field(default_factory=dict)  # against the config's defaults
     # What the config takes from the training: for methods that choose while they train, which are
     # then also tuned by searching again, once per setting.
@@ -74,22 +80,24 @@ class Method:
 _TRAINING = ("batch_size", "lr", "weight_decay", "init_std", "max_epochs", "patience")
 
 METHODS: dict[str, Method] = {
-    "fde": Method(Uniform, UniformConfig, {"share": 1.0, "numbers": 0}),
-    "uniform": Method(Uniform, UniformConfig),
-    "mde": Method(Mde, MdeConfig),
-    "ras": Method(RandomSearch, RasConfig),
-    "darts": Method(DARTS, DARTSConfig, shared=_TRAINING, has_plan=False),
-    "autoemb": Method(AutoEmb, AutoEmbConfig, shared=_TRAINING, has_plan=False),
-    "nis": Method(NIS, NISConfig),
-    "dpq": Method(DPQ, DPQConfig, has_plan=False),
-    "mgqe": Method(MGQE, MGQEConfig, has_plan=False),
-    "pep": Method(PEP, PEPConfig, has_plan=False),
-    "optembed": Method(OptEmbed, OptEmbedConfig),
-    "autodim-s": Method(AutoDim, AutoDimConfig, {"joint": True}),
-    "autodim": Method(AutoDim, AutoDimConfig, {"joint": False}),
+    "fde": Method(Uniform, UniformConfig, check_uniform, {"share": 1.0, "numbers": 0}),
+    "uniform": Method(Uniform, UniformConfig, check_uniform),
+    "mde": Method(Mde, MdeConfig, check_mde),
+    "ras": Method(RandomSearch, RasConfig, check_ras),
+    "darts": Method(DARTS, DARTSConfig, check_darts, shared=_TRAINING, has_plan=False),
+    "autoemb": Method(AutoEmb, AutoEmbConfig, check_autoemb, shared=_TRAINING, has_plan=False),
+    "nis": Method(NIS, NISConfig, check_nis),
+    "dpq": Method(DPQ, DPQConfig, check_dpq, has_plan=False),
+    "mgqe": Method(MGQE, MGQEConfig, check_mgqe, has_plan=False),
+    "pep": Method(PEP, PEPConfig, check_pep, has_plan=False),
+    "optembed": Method(OptEmbed, OptEmbedConfig, check_optembed),
+    "autodim-s": Method(AutoDim, AutoDimConfig, check_autodim, {"joint": True}),
+    "autodim": Method(AutoDim, AutoDimConfig, check_autodim, {"joint": False}),
     **{
-        f"autodim-{variant}": Method(AutoDim, AutoDimConfig, {"joint": False, "variant": variant})
-        for variant in ("ad-1", "ad-2", "ad-3", "ad-4")
+        f"autodim-{name}": Method(
+            AutoDim, AutoDimConfig, check_autodim, {"joint": False, "variant": name}
+        )
+        for name in ("ad-1", "ad-2", "ad-3", "ad-4")
     },
 }
 

@@ -5,13 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from varemb.compare.cells import FIELD, MAIN, SWEEP, Cell, Grid
-from varemb.compare.methods import METHODS, check_names, check_seeds, find_method, setting_option
-from varemb.experiment import DATA, MODELS
+from varemb.compare.methods import (
+    METHODS,
+    check_names,
+    check_seeds,
+    find_method,
+    make_config,
+    setting_option,
+)
+from varemb.experiment import DATA, MODELS, train_option
 from varemb.search import TrainConfig, UniformConfig
+from varemb.search.settings import check_candidates, naming_options
 
 BUDGET_OF = "autodim"  # whose numbers the uniform table gets
 
@@ -57,9 +66,7 @@ def check_comparison(asked: Comparison) -> None:
     if asked.transfer_from is not None:
         check_names("model", [asked.transfer_from], MODELS)
     check_seeds(asked.models, asked.methods)
-    candidates = asked.candidates
-    if not candidates or candidates[0] < 1 or sorted(set(candidates)) != list(candidates):
-        raise ValueError(f"compare: --candidates must be positive and increasing, got {candidates}")
+    check_candidates("compare", asked.candidates, "--candidates")
     if any(f < 1 for f in asked.f_sweep) or len(set(asked.f_sweep)) < len(asked.f_sweep):
         raise ValueError(f"compare: --f-sweep needs distinct values >= 1, got {asked.f_sweep}")
     if "uniform" in asked.methods and not has_budget(asked):
@@ -68,6 +75,19 @@ def check_comparison(asked: Comparison) -> None:
             raise ValueError(
                 f"compare: uniform takes the numbers of {BUDGET_OF}, which has no seed "
                 f"{min(missing)} here; add it, or give --uniform-share or --uniform-numbers"
+            )
+    _check_settings(asked)
+
+
+def _check_settings(asked: Comparison) -> None:
+    """Makes and checks the settings of every cell; a cell of a single field is an FDE."""
+    with naming_options(TrainConfig, lambda name: train_option(f"tune_{name}")):
+        asked.grid.points(asked.training)
+    for cell in make_cells(asked, ()):
+        method = find_method(cell.method)
+        with naming_options(method.config, partial(setting_option, method.config)):
+            method.check(
+                make_config(method, asked.settings, asked.candidates, asked.training, cell.changes)
             )
 
 

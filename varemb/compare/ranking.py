@@ -19,6 +19,7 @@ from varemb.compare.ranking_methods import (
     RANKING_METHODS,
     UNIT,
     config_of,
+    make_ranking_config,
     pairwise_option,
     ranking_option,
 )
@@ -101,6 +102,16 @@ def check_ranking(asked: RankingComparison) -> None:
                 raise ValueError(f"compare: {name} counts numbers alone, not {UNIT} bytes")
     if len(set(asked.costs)) < len(asked.costs) or any(not cost >= 0 for cost in asked.costs):
         raise ValueError(f"compare: --cost-sweep needs distinct values >= 0, got {asked.costs}")
+    for cell in make_ranking_cells(asked):
+        _make_settings(cell, asked)
+
+
+def _make_settings(cell: RankingCell, asked: RankingComparison) -> tuple[Any, PairwiseConfig]:
+    """The configs of a cell's method and of its trainings, checked."""
+    changes = {**cell.changes, "seed": cell.seed}
+    config = make_ranking_config(RANKING_METHODS[cell.method], asked.settings, changes)
+    decay = {} if pairwise_option("decay") in asked.settings else {"decay": DECAYS[cell.model]}
+    return config, config_of(PairwiseConfig, asked.settings, pairwise_option, decay)
 
 
 def make_ranking_cells(asked: RankingComparison) -> list[RankingCell]:
@@ -219,10 +230,7 @@ def run_ranking_cell(cell: RankingCell, asked: RankingComparison, split: Split) 
     """
     method, folder = RANKING_METHODS[cell.method], asked.out / cell.folder
     option = partial(ranking_option, method.config)
-    changes = {**method.changes, **cell.changes, "seed": cell.seed}
-    config = config_of(method.config, asked.settings, option, changes)
-    decay = {} if pairwise_option("decay") in asked.settings else {"decay": DECAYS[cell.model]}
-    training = config_of(PairwiseConfig, asked.settings, pairwise_option, decay)
+    config, training = _make_settings(cell, asked)
     options = {
         "command": "compare", "method": cell.label, "--data": asked.data, "--model": cell.model,
         "content of the split": _content(split), "seed": cell.seed,

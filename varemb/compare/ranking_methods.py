@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,7 +26,13 @@ from varemb.search import (
     RankingResult,
     TrainConfig,
 )
-from varemb.search.pairwise import PairData, Prepare
+from varemb.search.dim_agents import check_ciess
+from varemb.search.esapn_ranking import check_ranking_esapn
+from varemb.search.optembed_ranking import check_ranking_optembed
+from varemb.search.pairwise import MAX_WIDTH, PairData, Prepare
+from varemb.search.pep_ranking import check_ranking_pep
+from varemb.search.settings import check_choice, check_positive, check_rates, naming_options
+from varemb.search.sparsity import UNITS, check_distinct
 
 
 class RankingSearch(Protocol):
@@ -55,6 +62,7 @@ class RankingMethod:
 
     search: MakeRankingSearch
     config: type[Any]
+    check: Callable[[Any], None]  # raises ValueError for settings that do not fit
     changes: Mapping[str, Any] = field(default_factory=dict)  # against the config's defaults
 
 
@@ -67,17 +75,38 @@ _CIESS_CHANGES: dict[str, dict[str, Any]] = {  # the paper's ablations, and ours
     "warm": {"is_warm": True},
 }
 
+
+def _check_levels(config: Any) -> None:
+    """Raises ValueError for sparsities, units and widths that no table can have."""
+    check_distinct("compare", config.sparsities)
+    if not all(0 < sparsity < 1 for sparsity in config.sparsities):
+        raise ValueError(
+            "compare: sparsities must be in (0, 1), the shares left out, got "
+            + ",".join(map(str, config.sparsities))
+        )
+    if hasattr(config, "unit"):
+        check_choice("compare", config, "unit", UNITS)
+    check_positive("compare", config, "width")
+    check_rates("compare", config)
+    if config.width > MAX_WIDTH:
+        raise ValueError(f"compare: width must be at most {MAX_WIDTH}, got {config.width}")
+
+
 RANKING_METHODS: dict[str, RankingMethod] = {
-    "es": RankingMethod(FixedSizes, FixedSizesConfig, {"method": "es"}),
-    "mr": RankingMethod(FixedSizes, FixedSizesConfig, {"method": "mr"}),
-    "frequency": RankingMethod(FixedSizes, FixedSizesConfig, {"method": "frequency"}),
-    "pep": RankingMethod(RankingPEP, RankingPEPConfig),
-    "optembed": RankingMethod(RankingOptEmbed, RankingOptEmbedConfig),
-    "esapn": RankingMethod(RankingESAPN, RankingESAPNConfig),
-    "esapn-fitted": RankingMethod(RankingESAPN, RankingESAPNConfig, {"is_fitted": True}),
-    "ciess": RankingMethod(CIESS, CIESSConfig),
+    "es": RankingMethod(FixedSizes, FixedSizesConfig, _check_levels, {"method": "es"}),
+    "mr": RankingMethod(FixedSizes, FixedSizesConfig, _check_levels, {"method": "mr"}),
+    "frequency": RankingMethod(
+        FixedSizes, FixedSizesConfig, _check_levels, {"method": "frequency"}
+    ),
+    "pep": RankingMethod(RankingPEP, RankingPEPConfig, check_ranking_pep),
+    "optembed": RankingMethod(RankingOptEmbed, RankingOptEmbedConfig, check_ranking_optembed),
+    "esapn": RankingMethod(RankingESAPN, RankingESAPNConfig, check_ranking_esapn),
+    "esapn-fitted": RankingMethod(
+        RankingESAPN, RankingESAPNConfig, check_ranking_esapn, {"is_fitted": True}
+    ),
+    "ciess": RankingMethod(CIESS, CIESSConfig, check_ciess),
     **{
-        f"ciess-{name}": RankingMethod(CIESS, CIESSConfig, changes)
+        f"ciess-{name}": RankingMethod(CIESS, CIESSConfig, check_ciess, changes)
         for name, changes in _CIESS_CHANGES.items()
     },
 }
@@ -131,7 +160,32 @@ def config_of(
         settings: what the command line gave.
         option: the option of a field.
         changes: fields that the command line does not decide.
+
+    Raises:
+        ValueError: what the config refuses; the message names the option.
     """
     names = [each.name for each in dataclasses.fields(config) if each.name not in changes]
     given = {name: settings[option(name)] for name in names if option(name) in settings}
-    return config(**given, **changes)
+    with naming_options(config, option):
+        return config(**given, **changes)
+
+
+def make_ranking_config(
+    method: RankingMethod, settings: Settings, changes: Mapping[str, Any]
+) -> Any:
+    """The config of a method for one cell, checked.
+
+    Args:
+        method: whose it is.
+        settings: what the command line gave.
+        changes: of this cell, before anything else.
+
+    Raises:
+        ValueError: a setting that does not fit; the message names the option.
+    """
+    option = partial(ranking_option, method.config)
+    config = config_of(method.config, settings, option, {**method.changes, **changes})
+    with naming_options(method.config, option):
+        method.check(config)
+        _check_levels(config)
+    return config

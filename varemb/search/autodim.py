@@ -38,7 +38,13 @@ from torch.nn import functional as F
 from varemb.plan import SizePlan
 from varemb.search.base import FieldData, MakeModel, SearchResult
 from varemb.search.epochs import open_checkpoint
-from varemb.search.settings import check_candidates, check_positive, check_share, option
+from varemb.search.settings import (
+    check_candidates,
+    check_positive,
+    check_rates,
+    check_share,
+    option,
+)
 from varemb.search.supernet import VARIANTS, Supernet
 from varemb.search.training import (
     evaluate,
@@ -133,7 +139,7 @@ class AutoDim:
 
         Deterministic: yes, from config.seed.
         """
-        _check(self.config)
+        check_autodim(self.config)
         run = _Run(self.config, make_model, train, valid)
         file = open_checkpoint(checkpoint_dir, "autodim", self.config, train, valid)
         state = file.load(resume=resume)
@@ -268,9 +274,11 @@ class _Run:
         self.history = state["history"]
 
 
-def _check(config: AutoDimConfig) -> None:
+def check_autodim(config: AutoDimConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
     check_candidates("AutoDim", config.candidates)
     check_positive("AutoDim", config, "f", "batch_size", "search_epochs")
     if config.variant not in VARIANTS:
         raise ValueError(f"AutoDim: variant must be {', '.join(VARIANTS)}, got {config.variant!r}")
     check_share("AutoDim", config, "tau_floor")
+    check_rates("AutoDim", config)

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from varemb.search.base import FieldData, MakeModel, SearchResult
 from varemb.search.epochs import count_rows
 from varemb.search.mixture import MixtureConfig, Selector, check_mixture, fit_mixture
-from varemb.search.settings import check_positive, option
+from varemb.search.settings import check_positive, check_rates, option
 from varemb.search.training import seeded_from
 
 
@@ -132,8 +132,7 @@ class AutoEmb:
         Deterministic: yes, from config.seed.
         """
         config = self.config
-        check_mixture("AutoEmb", config)
-        check_positive("AutoEmb", config, "hidden", "frequency_width")
+        check_autoemb(config)
         # Another stream of draws than the one of the table and the model.
         with seeded_from(torch.Generator().manual_seed(config.seed + 1)):
             controller = Controller(
@@ -143,3 +142,10 @@ class AutoEmb:
             "AutoEmb", config, controller, make_model, train, valid, progress=progress,
             checkpoint_dir=checkpoint_dir, resume=resume,
         )  # fmt: skip
+
+
+def check_autoemb(config: AutoEmbConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
+    check_mixture("AutoEmb", config)
+    check_positive("AutoEmb", config, "hidden", "frequency_width")
+    check_rates("AutoEmb", config)

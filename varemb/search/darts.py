@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from varemb.search.base import FieldData, MakeModel, SearchResult
 from varemb.search.mixture import MixtureConfig, Selector, check_mixture, fit_mixture
+from varemb.search.settings import check_rates
 
 
 @dataclass(frozen=True)
@@ -97,9 +98,15 @@ class DARTS:
 
         Deterministic: yes, from config.seed.
         """
-        check_mixture("DARTS", self.config)
+        check_darts(self.config)
         selector = LogitSelector(sum(train.cardinalities), len(self.config.candidates))
         return fit_mixture(
             "DARTS", self.config, selector, make_model, train, valid, progress=progress,
             checkpoint_dir=checkpoint_dir, resume=resume,
         )  # fmt: skip
+
+
+def check_darts(config: DARTSConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
+    check_mixture("DARTS", config)
+    check_rates("DARTS", config)

@@ -24,7 +24,7 @@ from torch import nn
 
 from varemb.search.base import FieldData, MakeModel, SearchResult
 from varemb.search.quantized import QuantizedTable
-from varemb.search.settings import check_positive, option
+from varemb.search.settings import check_positive, check_rates, option
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,7 @@ class DPQ:
             ValueError: settings that do not fit.
         """
         config = self.config
-        check_positive("DPQ", config, "width", "groups")
-        check_codes("DPQ", config.width, config.groups, config.centroids)
+        check_dpq(config)
 
         def make_table() -> nn.Module:
             return QuantizedTable(
@@ -82,6 +81,13 @@ class DPQ:
             )  # fmt: skip
 
         return learnt_in_training(make_table)
+
+
+def check_dpq(config: DPQConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
+    check_positive("DPQ", config, "width", "groups")
+    check_codes("DPQ", config.width, config.groups, config.centroids)
+    check_rates("DPQ", config)
 
 
 def check_codes(method: str, width: int, groups: int, centroids: int) -> None:

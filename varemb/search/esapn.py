@@ -45,7 +45,13 @@ from varemb.nn.unify import ChainUnify
 from varemb.ops import lookup
 from varemb.optim import Adam
 from varemb.search.settings import check_candidates, check_choice, check_positive, option
-from varemb.search.stream_events import Ids, StreamConfig, losses, num_outputs
+from varemb.search.stream_events import (
+    Ids,
+    StreamConfig,
+    check_stream_config,
+    losses,
+    num_outputs,
+)
 from varemb.search.stream_history import SAMPLERS, History
 from varemb.search.stream_learner import Learner, Learnt, Pair, descend, zero_gradients
 from varemb.search.stream_method import StreamMethod
@@ -75,9 +81,10 @@ class ESAPNConfig(StreamConfig):
     reward: str = option("immediate", "immediate (Eq. 2), or delayed to the row's next event")
 
 
-def check_config(config: ESAPNConfig) -> None:
+def check_esapn(config: ESAPNConfig) -> None:
     """Raises ValueError for settings that do not fit."""
-    check_candidates("ESAPN", config.sizes)
+    check_stream_config("ESAPN", config)
+    check_candidates("ESAPN", config.sizes, "sizes")
     check_choice("ESAPN", config, "policy", POLICIES)
     check_choice("ESAPN", config, "norm", NORMS)
     check_choice("ESAPN", config, "validation", SAMPLERS)
@@ -315,5 +322,5 @@ class ESAPN(StreamMethod[ESAPNConfig]):
     name = "ESAPN"
 
     def _make_learner(self) -> ESAPNLearner:
-        check_config(self.config)
+        check_esapn(self.config)
         return ESAPNLearner(self.config)

@@ -48,6 +48,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from varemb.search.pairwise import (
+    MAX_WIDTH,
     Fitting,
     PairData,
     PairwiseConfig,
@@ -66,7 +67,7 @@ from varemb.search.retraining import (
     open_progress,
     plan_candidate,
 )
-from varemb.search.settings import check_candidates, check_positive, option
+from varemb.search.settings import check_candidates, check_positive, check_rates, option
 from varemb.search.sparsity import Dims, allowed_numbers, check_distinct, fit_dims
 from varemb.search.stream_model import Policy
 from varemb.search.training import seeded_from
@@ -132,7 +133,7 @@ class RankingESAPN:
         Deterministic: yes, from config.seed, with the times in seconds aside.
         """
         config, rows = self.config, data.num_users + data.num_items
-        _check(config)
+        check_ranking_esapn(config)
         allowed = {}
         if config.is_fitted:
             allowed = {c: allowed_numbers(rows, config.width, c) for c in config.sparsities}
@@ -308,12 +309,14 @@ def _show(record: dict[str, Any]) -> dict[str, str]:
     return {"sparsity": f"{record['sparsity']:.3f}", "quality": f"{record['quality']:.4f}"}
 
 
-def _check(config: RankingESAPNConfig) -> None:
-    check_candidates("ESAPN", config.sizes)
+def check_ranking_esapn(config: RankingESAPNConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
+    check_candidates("ESAPN", config.sizes, "sizes")
     check_positive(
         "ESAPN", config, "stages", "past_losses", "hidden", "policy_batch", "most_frequent"
     )
-    if not config.policy_lr >= 0:
-        raise ValueError(f"ESAPN: policy_lr must be at least 0, got {config.policy_lr}")
+    check_rates("ESAPN", config)
+    if config.width > MAX_WIDTH:
+        raise ValueError(f"ESAPN: sizes must be at most {MAX_WIDTH}, got {config.width}")
     if config.is_fitted:
         check_distinct("ESAPN", config.sparsities)

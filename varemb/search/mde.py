@@ -37,11 +37,13 @@ from varemb.nn import VarEmbedding
 from varemb.nn.unify import LinearUnify
 from varemb.plan import SizePlan
 from varemb.search.base import FieldData, MakeModel, MakeTable, SearchResult
-from varemb.search.settings import option
+from varemb.search.settings import check_choice, check_positive, option
 from varemb.search.training import TrainConfig
 from varemb.search.trials import train_trials
 
 Ints = npt.NDArray[np.int64]
+
+_ROUNDINGS = {"yes": [True], "no": [False], "both": [False, True]}
 
 
 @dataclass(frozen=True)
@@ -236,16 +238,10 @@ def make_plans(config: MdeConfig, data: FieldData) -> list[SizePlan]:
     Raises:
         ValueError: settings that do not fit.
     """
-    roundings = {"yes": [True], "no": [False], "both": [False, True]}
-    if config.power_of_two not in roundings:
-        raise ValueError(f"MDE: power_of_two must be yes, no or both, got {config.power_of_two!r}")
-    if not config.alphas or min(config.alphas) < 0:
-        raise ValueError(f"MDE: alphas must be at least 0, got {config.alphas}")
-    if not config.bins or min(config.bins) < 1:
-        raise ValueError(f"MDE: bins must be at least 1, got {config.bins}")
+    check_mde(config)
     plans: list[SizePlan] = []
     for alpha in config.alphas:
-        for rounding in roundings[config.power_of_two]:
+        for rounding in _ROUNDINGS[config.power_of_two]:
             for bins in config.bins:
                 plan = mde_plan(
                     data, alpha, bins, config.width,
@@ -254,3 +250,15 @@ def make_plans(config: MdeConfig, data: FieldData) -> list[SizePlan]:
                 if plan not in plans:
                     plans.append(plan)
     return plans
+
+
+def check_mde(config: MdeConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
+    check_positive("MDE", config, "width")
+    check_choice("MDE", config, "power_of_two", _ROUNDINGS)
+    if not config.alphas or not min(config.alphas) >= 0:
+        raise ValueError(f"MDE: alphas must be at least 0, got {config.alphas}")
+    if not config.bins or min(config.bins) < 1:
+        raise ValueError(f"MDE: bins must be at least 1, got {config.bins}")
+    if config.numbers < 0:
+        raise ValueError(f"MDE: numbers must be at least 0, got {config.numbers}")

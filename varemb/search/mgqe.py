@@ -23,7 +23,7 @@ from varemb.search.base import FieldData, MakeModel, SearchResult
 from varemb.search.dpq import check_codes, learnt_in_training
 from varemb.search.epochs import count_rows
 from varemb.search.quantized import QuantizedTable
-from varemb.search.settings import check_positive, check_share, option
+from varemb.search.settings import check_positive, check_rates, check_share, option
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,7 @@ class MGQE:
             ValueError: settings that do not fit.
         """
         config = self.config
-        check_positive("MGQE", config, "width", "groups")
-        check_share("MGQE", config, "head")
-        check_codes("MGQE", config.width, config.groups, config.centroids)
-        if not 2 <= config.tail_centroids <= config.centroids:
-            raise ValueError(
-                f"MGQE: tail_centroids must be in 2..{config.centroids}, "
-                f"got {config.tail_centroids}"
-            )
+        check_mgqe(config)
         head = find_head(count_rows(train), config.head)
 
         def make_table() -> nn.Module:
@@ -106,3 +99,15 @@ class MGQE:
             )  # fmt: skip
 
         return learnt_in_training(make_table)
+
+
+def check_mgqe(config: MGQEConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
+    check_positive("MGQE", config, "width", "groups")
+    check_share("MGQE", config, "head")
+    check_codes("MGQE", config.width, config.groups, config.centroids)
+    if not 2 <= config.tail_centroids <= config.centroids:
+        raise ValueError(
+            f"MGQE: tail_centroids must be in 2..{config.centroids}, got {config.tail_centroids}"
+        )
+    check_rates("MGQE", config)

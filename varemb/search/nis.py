@@ -42,7 +42,7 @@ from varemb.search.epochs import (
     logloss,
     open_checkpoint,
 )
-from varemb.search.settings import check_positive, check_share, option
+from varemb.search.settings import check_positive, check_rates, check_share, option
 from varemb.search.training import evaluate, make_adam, seeded_from
 
 
@@ -204,7 +204,7 @@ class NIS:
 
         Deterministic: yes, from config.seed.
         """
-        _check(self.config)
+        check_nis(self.config)
         config, generator = self.config, torch.Generator().manual_seed(self.config.seed)
         with seeded_from(generator):
             table = BlockTable(count_rows(train), config)
@@ -283,9 +283,11 @@ def _choose_best(table: BlockTable) -> None:
     table.sizes = find_sizes(drawn, table.table.embedding_dim, table.policy.shape[2] - 1)
 
 
-def _check(config: NISConfig) -> None:
+def check_nis(config: NISConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
     check_positive("NIS", config, "width", "column_blocks", "f", "search_epochs", "batch_size")
     check_share("NIS", config, "budget")
+    check_rates("NIS", config)
     shares = config.row_shares
     rises = all(a < b for a, b in itertools.pairwise((0.0, *shares)))
     if not shares or not rises or shares[-1] != 1:

@@ -32,7 +32,7 @@ from varemb.nn import VarEmbedding
 from varemb.plan import SizePlan
 from varemb.search.base import FieldData, MakeModel, SearchResult
 from varemb.search.epochs import Epochs, gradient_step, logloss, open_checkpoint
-from varemb.search.settings import check_positive, option
+from varemb.search.settings import check_positive, check_rates, option
 from varemb.search.training import evaluate, make_adam, seeded_from
 
 
@@ -156,7 +156,7 @@ class OptEmbed:
 
         Deterministic: yes, from config.seed.
         """
-        _check(self.config)
+        check_optembed(self.config)
         config, generator = self.config, torch.Generator().manual_seed(self.config.seed)
         with seeded_from(generator):
             table = MaskedTable(train.cardinalities, config.width, config.t_init, config.init_std)
@@ -249,9 +249,11 @@ def cross(parents: list[list[int]]) -> list[int]:
     return parents[first][:cut] + parents[second][cut:]
 
 
-def _check(config: OptEmbedConfig) -> None:
+def check_optembed(config: OptEmbedConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
     check_positive(
         "OptEmbed", config, "width", "epochs", "population", "parents", "generations", "batch_size"
     )
+    check_rates("OptEmbed", config)
     if not 0 <= config.mutation <= 1:
         raise ValueError(f"OptEmbed: mutation must be in [0, 1], got {config.mutation}")

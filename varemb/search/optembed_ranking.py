@@ -54,7 +54,7 @@ from varemb.search.retraining import (
     open_progress,
     plan_candidate,
 )
-from varemb.search.settings import check_positive, option
+from varemb.search.settings import check_positive, check_rates, option
 from varemb.search.sparsity import Dims, allowed_numbers, check_distinct
 from varemb.search.training import seeded_from
 
@@ -115,7 +115,7 @@ class RankingOptEmbed:
         Deterministic: yes, from config.seed, with the times in seconds aside.
         """
         config = self.config
-        _check(config)
+        check_ranking_optembed(config)
         search = _Search(config, data, prepare, training)
         kept, state = open_progress(
             "optembed", config, training, data, checkpoint_dir, resume=resume
@@ -319,13 +319,14 @@ def cross_within(parents: list[list[int]], kept: Tensor, numbers: int) -> tuple[
             return user, item
 
 
-def _check(config: RankingOptEmbedConfig) -> None:
+def check_ranking_optembed(config: RankingOptEmbedConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
     check_positive(
         "OptEmbed", config, "width", "epochs", "population", "parents", "generations"
     )  # fmt: skip
     if not 0 <= config.mutation <= 1:
         raise ValueError(f"OptEmbed: mutation must be in [0, 1], got {config.mutation}")
     check_distinct("OptEmbed", config.sparsities)
-    for name in ("alpha", "t_lr"):
-        if not getattr(config, name) >= 0:
-            raise ValueError(f"OptEmbed: {name} must be at least 0, got {getattr(config, name)}")
+    check_rates("OptEmbed", config)
+    if not config.alpha >= 0:
+        raise ValueError(f"OptEmbed: alpha must be at least 0, got {config.alpha}")

@@ -33,7 +33,7 @@ from varemb.search.pairwise import (
 )
 from varemb.search.pep import GRANULARITIES, ThresholdTable
 from varemb.search.retraining import Candidate, RankingResult, measure_levels, open_progress
-from varemb.search.settings import check_positive, option
+from varemb.search.settings import check_choice, check_positive, check_rates, option
 from varemb.search.sparsity import allowed_numbers
 
 
@@ -96,11 +96,7 @@ class RankingPEP:
             RuntimeError: a sparsity is not reached within the passes.
         """
         config = self.config
-        check_positive("PEP", config, "width", "max_epochs")
-        if config.granularity not in GRANULARITIES:
-            raise ValueError(
-                f"PEP: granularity must be {', '.join(GRANULARITIES)}, got {config.granularity!r}"
-            )
+        check_ranking_pep(config)
         kept, state = open_progress("pep", config, training, data, checkpoint_dir, resume=resume)
         rows = data.num_users + data.num_items
         allowed = {c: allowed_numbers(rows, config.width, c) for c in sorted(config.sparsities)}
@@ -181,3 +177,10 @@ def _masked_tables(rows: int, first: list[Tensor], masks: list[Tensor]) -> MakeN
         return NodeTable(CsrTable([rows], first[place], masks[place]))
 
     return make
+
+
+def check_ranking_pep(config: RankingPEPConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
+    check_positive("PEP", config, "width", "max_epochs")
+    check_choice("PEP", config, "granularity", GRANULARITIES)
+    check_rates("PEP", config)

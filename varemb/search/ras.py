@@ -98,9 +98,8 @@ def draw_plans(config: RasConfig, data: FieldData) -> list[SizePlan]:
     Raises:
         ValueError: candidates that are not positive and increasing, or fewer than one trial.
     """
+    check_ras(config)
     candidates = config.candidates
-    check_candidates("RaS", candidates)
-    check_positive("RaS", config, "trials")
     draw, fields = np.random.default_rng(config.seed), len(data.cardinalities)
     wanted = min(config.trials, len(candidates) ** fields)
     drawn: dict[tuple[int, ...], None] = {}  # a set that keeps the order
@@ -111,3 +110,9 @@ def draw_plans(config: RasConfig, data: FieldData) -> list[SizePlan]:
         SizePlan.for_fields(rows, candidates[-1], dict(zip(rows, dims, strict=True)))
         for dims in drawn
     ]
+
+
+def check_ras(config: RasConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
+    check_candidates("RaS", config.candidates)
+    check_positive("RaS", config, "trials")

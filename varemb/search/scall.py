@@ -37,7 +37,7 @@ from varemb.models.lightgcn import LightGCN
 from varemb.nn import VarEmbedding
 from varemb.search.base import Events, EventStream, StreamResult
 from varemb.search.budget_table import make_table, move_table, table_from, table_state
-from varemb.search.scall_config import SCALLConfig, check_config
+from varemb.search.scall_config import SCALLConfig, check_scall
 from varemb.search.scall_search import SizeSearch
 from varemb.search.scall_state import Situation
 from varemb.search.segment_records import SegmentLog, Segments
@@ -101,7 +101,7 @@ class SCALL:
 
         Deterministic: yes, from config.seed, with one number of threads.
         """
-        check_config(self.config)
+        check_scall(self.config)
         self._reset()
         users, items = check_order(self.name, stream)
         identity = {"method": "scall", **asdict(self.config), "stream": stream.name}
@@ -136,7 +136,7 @@ class SCALL:
                 table is as it was.
             FloatingPointError: the loss is not finite.
         """
-        check_config(self.config)
+        check_scall(self.config)
         users, items = check_order(self.name, events)
         if len(users) < 2:
             raise ValueError(f"{self.name}: a segment needs at least 2 events, got {len(users)}")

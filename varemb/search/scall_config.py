@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from varemb.search.actor_critic import SACConfig
 from varemb.search.segment_training import TrainingConfig
-from varemb.search.settings import check_choice, check_positive, check_share, option
+from varemb.search.settings import check_choice, check_positive, check_rates, check_share, option
 from varemb.search.size_shares import DISTRIBUTIONS
 
 POLICIES = ("scall", "uniform", "random", "frequency")
@@ -44,13 +44,14 @@ class SCALLConfig(TrainingConfig, SACConfig):
         return int(self.memory * NUMBERS_PER_MB) if self.memory else None
 
 
-def check_config(config: SCALLConfig) -> None:
+def check_scall(config: SCALLConfig) -> None:
     """Raises ValueError for settings that do not fit."""
     check_positive(
         "SCALL", config, "threshold", "width", "groups", "max_trials", "batch_size", "steps",
         "max_rounds", "calibrations", "layers",
     )  # fmt: skip
     check_share("SCALL", config, "train_share")
+    check_rates("SCALL", config)
     if (config.memory > 0) == (config.mean_dim > 0):
         raise ValueError(
             f"SCALL: give a budget, either memory or mean_dim, got memory {config.memory} and "

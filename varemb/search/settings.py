@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import field
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import field, fields
 from typing import Any
+
+from varemb.plan import MAX_WIDTH
+
+_RATES = ("lr", "weight_decay", "init_std")  # and names that end with them
 
 
 def option(default: Any, text: str) -> Any:
@@ -32,9 +39,46 @@ def check_choice(method: str, config: Any, name: str, allowed: Iterable[str]) ->
         raise ValueError(f"{method}: {name} must be one of {', '.join(names)}, got {value!r}")
 
 
-def check_candidates(method: str, candidates: Sequence[int]) -> None:
-    """Raises ValueError unless the candidate dims are positive and increasing."""
+def check_candidates(method: str, candidates: Sequence[int], name: str = "candidates") -> None:
+    """Raises ValueError unless the candidate dims, a setting of that name, are positive,
+    increasing and at most 2048."""
     if not candidates or candidates[0] < 1 or sorted(set(candidates)) != list(candidates):
         raise ValueError(
-            f"{method}: candidates must be positive and increasing, got {tuple(candidates)}"
+            f"{method}: {name} must be positive and increasing, got {tuple(candidates)}"
         )
+    if candidates[-1] > MAX_WIDTH:
+        raise ValueError(f"{method}: {name} must be at most {MAX_WIDTH}, got {candidates[-1]}")
+
+
+def check_rates(method: str, config: Any) -> None:
+    """Raises ValueError unless learning rates, L2 weights and first deviations are finite and at
+    least 0."""
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if each.name.endswith(_RATES) and not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"{method}: {each.name} must be finite and at least 0, got {value}")
+
+
+@contextmanager
+def naming_options(config: type[Any], option: Callable[[str], str]) -> Iterator[None]:
+    """Lets the error of a check inside name options of the command line, not fields of a config.
+
+    Args:
+        config: whose fields the error may name, before what it says they must be.
+        option: the name of a field's option.
+
+    Example:
+        >>> from varemb.search import UniformConfig
+        >>> with naming_options(UniformConfig, "--uniform-{}".format):
+        ...     check_positive("uniform", UniformConfig(width=0), "width")
+        Traceback (most recent call last):
+        ValueError: uniform: --uniform-width must be at least 1, got 0
+    """
+    names = {each.name for each in fields(config)}
+    try:
+        yield
+    except ValueError as error:
+        method, colon, text = str(error).partition(": ")
+        before = re.split(" must |, got ", text, maxsplit=1)[0]
+        words = (option(word) if word in names else word for word in re.split(r"(\W)", before))
+        raise ValueError(f"{method}{colon}{''.join(words)}{text[len(before) :]}") from error

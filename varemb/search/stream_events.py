@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from varemb.files import checksum
 from varemb.search.base import Events
-from varemb.search.settings import check_choice, check_positive, check_share, option
+from varemb.search.settings import check_choice, check_positive, check_rates, check_share, option
 
 CLASSES = 5  # stars of the multiclass task
 TASKS = {"binary": "mse", "multiclass": "cross_entropy"}  # task -> name of its loss
@@ -58,6 +58,7 @@ def check_stream_config(method: str, config: StreamConfig) -> None:
     check_positive(method, config, "batch_size", "hidden", "window", "checkpoint_every")
     check_share(method, config, "reported")
     check_positive(method, config, "compact_above")
+    check_rates(method, config)
 
 
 def check_events(method: str, events: Events, config: StreamConfig) -> Batch:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from varemb.nn import VarEmbedding
 from varemb.optim import Adam
 from varemb.search.settings import check_positive, option
-from varemb.search.stream_events import StreamConfig, num_outputs
+from varemb.search.stream_events import StreamConfig, check_stream_config, num_outputs
 from varemb.search.stream_learner import Learner, Learnt, Pair, descend
 from varemb.search.stream_method import StreamMethod
 from varemb.search.stream_model import Inference, SideNorm, flat_parameter
@@ -80,5 +80,11 @@ class StreamFixed(StreamMethod[StreamFixedConfig]):
     name = "FIXED"
 
     def _make_learner(self) -> FixedLearner:
-        check_positive(self.name, self.config, "dim")
+        check_fixed(self.config)
         return FixedLearner(self.config)
+
+
+def check_fixed(config: StreamFixedConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
+    check_stream_config("FIXED", config)
+    check_positive("FIXED", config, "dim")

@@ -25,7 +25,6 @@ from varemb.search.stream_events import (
     TASKS,
     StreamConfig,
     check_events,
-    check_stream_config,
     identify_events,
     is_correct,
 )
@@ -56,13 +55,12 @@ class StreamMethod(abc.ABC, Generic[Config]):
 
     @abc.abstractmethod
     def _make_learner(self) -> Learner:
-        """A learner that has seen nothing; checks the settings that are its own."""
+        """A learner that has seen nothing; checks the settings."""
 
     @property
     def learner(self) -> Learner:
         """The sides, tables and networks of the stream that is being learnt."""
         if self._learner is None:
-            check_stream_config(self.name, self.config)
             self._learner = self._make_learner()
         return self._learner
 

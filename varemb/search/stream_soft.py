@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from varemb.nn import VarEmbedding
 from varemb.optim import Adam
 from varemb.search.settings import check_candidates, check_choice, check_positive, option
-from varemb.search.stream_events import Ids, StreamConfig, num_outputs
+from varemb.search.stream_events import Ids, StreamConfig, check_stream_config, num_outputs
 from varemb.search.stream_history import SAMPLERS, History
 from varemb.search.stream_learner import Learner, Learnt, Pair, descend
 from varemb.search.stream_method import StreamMethod
@@ -90,9 +90,20 @@ class Mixing(nn.Module):
         return torch.bmm(p[:, None], z)[:, 0]
 
 
-def check_config(method: str, config: StreamSoftConfig) -> None:
+def check_stream_darts(config: StreamDARTSConfig) -> None:
     """Raises ValueError for settings that do not fit."""
-    check_candidates(method, config.sizes)
+    _check("DARTS", config)
+
+
+def check_stream_autoemb(config: StreamAutoEmbConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
+    _check("AutoEmb", config)
+    check_positive("AutoEmb", config, "most_frequent")
+
+
+def _check(method: str, config: StreamSoftConfig) -> None:
+    check_stream_config(method, config)
+    check_candidates(method, config.sizes, "sizes")
     check_choice(method, config, "validation", SAMPLERS)
     check_positive(method, config, "kept_events")
 
@@ -231,7 +242,7 @@ class StreamDARTS(StreamMethod[StreamDARTSConfig]):
     name = "DARTS"
 
     def _make_learner(self) -> DARTSLearner:
-        check_config(self.name, self.config)
+        check_stream_darts(self.config)
         return DARTSLearner(self.config)
 
 
@@ -249,6 +260,5 @@ class StreamAutoEmb(StreamMethod[StreamAutoEmbConfig]):
     name = "AutoEmb"
 
     def _make_learner(self) -> AutoEmbLearner:
-        check_config(self.name, self.config)
-        check_positive(self.name, self.config, "most_frequent")
+        check_stream_autoemb(self.config)
         return AutoEmbLearner(self.config)

@@ -34,14 +34,18 @@ from varemb.search.base import (
     state_nbytes,
 )
 from varemb.search.progress import closing, make_bar
-from varemb.search.settings import check_positive
+from varemb.search.settings import check_positive, check_rates
 
 _EVALUATED_ROWS = 20_000  # rows of one forward without gradient
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How one model is trained; the same for a plan and for the full width it is compared with."""
+    """How one model is trained; the same for a plan and for the full width it is compared with.
+
+    Raises:
+        ValueError: a size or a rate that does not fit.
+    """
 
     batch_size: int = 2000
     lr: float = 1e-3  # of Adam at the first step; it falls linearly to 0 at the last
@@ -53,6 +57,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_positive("training", self, "batch_size", "max_epochs", "patience")
+        check_rates("training", self)
+        if self.lr == 0:
+            raise ValueError("training: lr must be above 0, got 0")
 
 
 def evaluate(model: nn.Module, data: FieldData) -> dict[str, float]:

@@ -12,7 +12,7 @@ from varemb.budget import fill_budget
 from varemb.plan import SizePlan
 from varemb.rows import granule_for, units_of
 from varemb.search.base import FieldData, MakeModel, SearchResult
-from varemb.search.settings import option
+from varemb.search.settings import check_positive, check_share, option
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Uniform:
         Raises:
             ValueError: the budget does not give every row a number, or is above the full width.
         """
+        check_uniform(self.config)
         config, rows = self.config, sum(train.cardinalities)
         granule = granule_for(config.width)
         least, full = rows * granule, rows * granule * units_of(config.width, granule)
@@ -77,3 +78,11 @@ class Uniform:
         tables = dict(zip(train.field_names, np.split(dims, ends), strict=True))
         plan = SizePlan(tables, config.width)
         return SearchResult(plan, math.nan, [], 0.0, unify="pad")
+
+
+def check_uniform(config: UniformConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
+    check_positive("uniform", config, "width")
+    check_share("uniform", config, "share")
+    if config.numbers < 0:
+        raise ValueError(f"uniform: numbers must be at least 0, got {config.numbers}")
