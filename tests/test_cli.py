@@ -257,7 +257,8 @@ def test_train_refuses_a_damaged_plan(data_dir, tmp_path, capsys):
     words = ["train", "--plan", str(tmp_path / "p"), "--data", "ml-1m", "--data-dir", str(data_dir)]
     assert "p is a pickle file" in error_of(words, capsys)
     words[2] = str(tmp_path / "gone")
-    assert "gone" in error_of(words, capsys)
+    missing = "train: --plan must be the plan.safetensors of a search, "
+    assert f"{missing}{tmp_path / 'gone'} is no file" in error_of(words, capsys)
 
 
 @pytest.mark.parametrize(

@@ -189,10 +189,13 @@ def test_sources_that_do_not_exist_are_named(tmp_path):
 
 def test_what_learns_ratings_needs_them(source, tmp_path):
     columns = EventColumns("who", "what", None, "when")
-    with pytest.raises(
-        ValueError, match="Stand learns to predict ratings, and all of clicks are 1"
-    ):
+    with pytest.raises(ValueError, match=r"--rating-column must name the column of .*clicks\.csv"):
         run(Source(source.data, columns=columns), tmp_path / "run")
+    write(Path(source.data), [(7, 1, 2.0, 10), (9, 1, 2.0, 30)])
+    with pytest.raises(
+        ValueError, match="Stand learns to predict ratings, and all of clicks are 2"
+    ):
+        run(source, tmp_path / "run")
     assert not (tmp_path / "run").exists() and not StandIn.calls
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from varemb.commands.comparison import add_compare
 from varemb.commands.parser import Parser, add_command, add_place, add_threads, set_threads
 from varemb.commands.streams import add_stream_searches
+from varemb.compare import METHODS, RANKING_METHODS
 from varemb.experiment import (
     DATA,
     MODELS,
@@ -94,6 +95,8 @@ def _build_parser() -> Parser:
         allow_abbrev=False,
     )
     parser.set_defaults(parser=parser, traceback=False)
+    version = _version("varemb") or "(not installed, run from its sources)"
+    parser.add_argument("--version", action="version", version=f"varemb {version}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_info(commands)
     _add_demo(commands)
@@ -130,9 +133,15 @@ def _add_search(commands: Any) -> None:
         "search",
         help="search the widths of embedding rows, train on them, compare with full width",
         description="Search the widths of embedding rows, train on them, compare with full width.",
+        epilog="CIESS and the other methods that rank, and what AutoDim is compared with, run in "
+        "`varemb compare`: see varemb compare --help",
         allow_abbrev=False,
     )
     search.set_defaults(parser=search)
+    search.elsewhere = {
+        **{name: f"varemb compare --model wide-deep --methods {name}" for name in METHODS},
+        **{name: f"varemb compare --model lightgcn --methods {name}" for name in RANKING_METHODS},
+    }
     methods = search.add_subparsers(metavar="METHOD", required=True)
     autodim = add_command(
         methods,
@@ -195,7 +204,14 @@ def _add_bench(commands: Any) -> None:
         "measure an operation beside what torch and FBGEMM offer (needs a checkout)",
         "varemb bench lookup",
     )
-    bench.add_argument("operation", metavar="OP", help="lookup, lookup_bag, update or all")
+    bench.usage = "%(prog)s [-h] [--traceback] OP [OPTION ...]"
+    bench.add_argument(
+        "operation", metavar="OP", help="lookup, lookup_bag, update, overhead (of a call) or all"
+    )
+    bench.epilog = (
+        f"{bench.epilog} --quick. --quick, --json FILE, --resume, --plot FILE.png, --threads N and "
+        "others are options of python -m benchmarks.run, which lists them with --help"
+    )
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -251,6 +267,10 @@ def _search(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if not options.plan.is_file():
+        raise FileNotFoundError(
+            f"train: --plan must be the plan.safetensors of a search, {options.plan} is no file"
+        )
     plan = SizePlan.load(options.plan)
     run_train(_task(options), plan, options.unify, _place(options, "train"))
     return 0

@@ -106,6 +106,20 @@ class Source:
     events: int = 0
     columns: EventColumns = dataclasses.field(default_factory=EventColumns)
 
+    def check(self, *, needs_ratings: bool) -> None:
+        """Raises ValueError for a file without the columns that are needed, before it is read."""
+        if self.data in STREAMS or not Path(self.data).is_file():
+            return
+        if needs_ratings and self.columns.rating is None:
+            raise ValueError(
+                f"--rating-column must name the column of {self.data} with the ratings to learn"
+            )
+        if self.order == "time" and self.columns.time is None:
+            raise ValueError(
+                f"--time-column must name the column of {self.data} with the times; or choose "
+                "--order file or shuffle"
+            )
+
     @property
     def name(self) -> str:
         """What results call it."""
@@ -166,6 +180,7 @@ def run_stream(
     Raises:
         ValueError: the events do not fit the method, or the folder holds another run.
     """
+    source.check(needs_ratings=family.needs_ratings)
     stream = source.load(config.seed)
     _check(family, stream)
     options = {"command": f"search {family.title.lower()}", "--method": method}

@@ -185,11 +185,14 @@ def test_settings_are_refused_before_the_data_is_read(capsys, command, more, mes
     assert message in error_of(words, capsys)
 
 
-def test_files_without_times_or_ratings_say_so(clicks, tmp_path, capsys):
+def test_files_without_times_or_ratings_name_the_missing_option(clicks, tmp_path, capsys):
     words = ["search", "esapn", "--data", str(clicks), *COLUMNS, "--out", str(tmp_path / "run")]
-    assert "clicks.csv has no times to order by; choose order shuffle" in error_of(words, capsys)
-    words += ["--order", "file"]
-    assert "learns to predict ratings, and all of clicks are 1" in error_of(words, capsys)
+    missing = f"--rating-column must name the column of {clicks} with the ratings to learn"
+    assert missing in error_of([*words, "--order", "file"], capsys)
+    words += ["--rating-column", "stars"]
+    missing = f"--time-column must name the column of {clicks} with the times; or choose --order"
+    assert missing in error_of(words, capsys)
+    assert not (tmp_path / "run").exists()
 
 
 def test_help_names_every_option_once(capsys):

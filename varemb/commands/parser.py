@@ -4,17 +4,37 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
 
 
 class Parser(argparse.ArgumentParser):
-    """Refuses what it does not know by name, and says what may have been meant."""
+    """Refuses what it does not know by name, and says what may have been meant.
+
+    Attributes:
+        elsewhere: what one may look for among these commands -> the command that has it.
+    """
+
+    elsewhere: Mapping[str, str] = MappingProxyType({})
 
     def error(self, message: str) -> NoReturn:
+        unknown = re.match(
+            r"argument (COMMAND|METHOD): invalid choice: '(.*?)'.*from (.*)", message
+        )
+        if unknown:
+            kind, name = unknown[1].lower(), unknown[2]
+            known = re.findall(r"[\w-]+", unknown[3])
+            close = difflib.get_close_matches(name, known, 1)
+            if name.lower() in self.elsewhere:
+                hint = f"it runs in another command: {self.elsewhere[name.lower()]}"
+            else:
+                hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+            message = f"no {kind} {name!r} here, {hint}"
         self.exit(2, f"varemb: {message}\nsee: {self.prog} --help\n")
 
     def refuse(self, unknown: Sequence[str]) -> NoReturn:
