@@ -41,7 +41,7 @@ from varemb.search.sparsity import allowed_numbers, random_dims
 
 Dims = npt.NDArray[np.int64]
 
-# The published code on two cores of a machine like ours: methods.md §5 of issue 6.
+# The published code on two cores of a machine like ours.
 PUBLISHED = {"lightgcn": "0.30-0.34", "ncf": "0.134"}
 PUBLISHED_RANKING = {"lightgcn": "1.8-2.7", "ncf": "90"}
 

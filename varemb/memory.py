@@ -29,7 +29,10 @@ class TableMemory:
 
 @dataclass(frozen=True)
 class MemoryReport:
-    """What a model's tables take.
+    """What a model's tables take, in bytes and in numbers.
+
+    Attributes:
+        tables: each of them, in the order of the model's modules.
 
     Example:
         >>> import varemb
@@ -48,18 +51,22 @@ class MemoryReport:
 
     @property
     def total(self) -> int:
+        """Bytes of all parts of all tables."""
         return sum(self.bytes.values())
 
     @property
     def bytes_full(self) -> int:
+        """Bytes of weights, gradients and optimizer state if every row were D wide."""
         return sum(table.bytes_full for table in self.tables)
 
     @property
     def params(self) -> int:
+        """Numbers stored: the sum of the dims of all rows that are there."""
         return sum(table.params for table in self.tables)
 
     @property
     def params_full(self) -> int:
+        """Numbers if every row were D wide."""
         return sum(table.params_full for table in self.tables)
 
     @property

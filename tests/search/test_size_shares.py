@@ -1,4 +1,4 @@
-"""Sizes from a distribution: its quantiles, and the budget they share (methods.md §5.3, §10.6)."""
+"""Sizes from a distribution: its quantiles, and the budget they share."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,13 @@
-"""Searches for the dims of embedding rows, and the training that compares them."""
+"""Searches for the dims of embedding rows, and the training that compares them.
+
+Names without a docstring of their own:
+
+- `MakeModel`: takes an embedding, ids [B, F] -> [B, F, D], and returns the model around it, ids
+  [B, F] -> logits [B]; a search calls it for every model that it trains.
+- `MakeTable`: takes nothing and returns a table, ids [B, F] -> [B, F, D], with new weights.
+- `VARIANTS`: AutoDim's variants (X. Zhao et al., WWW 2021), ad-1 to ad-4: name -> whether the
+  candidates of a field share a row, and how they reach the width, "pad" or "linear".
+"""
 
 from varemb.search.autodim import AutoDim, AutoDimConfig
 from varemb.search.autoemb import AutoEmb, AutoEmbConfig

@@ -30,7 +30,7 @@ _LOG_STD = (-20.0, 2.0)
 
 @dataclass(frozen=True)
 class SACConfig:
-    """Settings of the agent; defaults are those of SCALL's code (methods.md §5.5)."""
+    """Settings of SAC (T. Haarnoja et al., ICML 2018); defaults are those of SCALL's code."""
 
     hidden: int = option(512, "width of the two hidden layers")
     actor_lr: float = option(2e-4, "learning rate of the actor")

@@ -97,7 +97,7 @@ def gumbel_softmax(theta: Tensor, tau: float, generator: torch.Generator) -> Ten
 
 
 class AutoDim:
-    """The search.
+    """AutoDim (X. Zhao et al., WWW 2021): one dim per field, by weight sharing and Gumbel-softmax.
 
     Args:
         config: its settings.

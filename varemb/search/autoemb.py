@@ -89,7 +89,7 @@ class Controller(Selector):
 
 
 class AutoEmb:
-    """The training that mixes.
+    """AutoEmb (X. Zhao et al., ICDM 2021): rows mix widths by how often they occur.
 
     Args:
         config: its settings.

@@ -65,7 +65,7 @@ _LEAST_PEAK = 1e-5  # quality of the full size below which a node says nothing
 
 
 class CIESS:
-    """The search.
+    """CIESS (Y. Qu et al., SIGIR 2023): an agent gives every user and item a dim.
 
     Args:
         config: its settings.

@@ -56,7 +56,7 @@ class LogitSelector(Selector):
 
 
 class DARTS:
-    """The training that mixes.
+    """DARTS (H. Liu et al., ICLR 2019) for embedding sizes: rows mix widths by logits of their own.
 
     Args:
         config: its settings.

@@ -40,7 +40,7 @@ class DPQConfig:
 
 
 class DPQ:
-    """The compression.
+    """DPQ-VQ (T. Chen et al., ICML 2020): rows are codes of centroids, learnt with the model.
 
     Args:
         config: its settings.

@@ -309,7 +309,7 @@ def _push(side: Side, rows: Ids, lost: npt.NDArray[np.float32]) -> None:  # [U],
 
 
 class ESAPN(StreamMethod[ESAPNConfig]):
-    """The search: every row of a stream of ratings grows as its policy decides.
+    """ESAPN (H. Liu et al., SIGIR 2020): rows of a stream of ratings grow as a policy decides.
 
     Args:
         config: its settings.

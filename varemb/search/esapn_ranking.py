@@ -97,7 +97,7 @@ class RankingESAPNConfig:
 
 
 class RankingESAPN:
-    """The search.
+    """ESAPN (H. Liu et al., SIGIR 2020) for rankings: policies let rows of users and items grow.
 
     Args:
         config: its settings.

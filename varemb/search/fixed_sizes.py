@@ -44,7 +44,7 @@ class FixedSizesConfig:
 
 
 class FixedSizes:
-    """The comparison; nothing is searched.
+    """ES, MR and frequency, baselines of CIESS (Y. Qu et al., SIGIR 2023): nothing is searched.
 
     Args:
         config: its settings.

@@ -181,7 +181,7 @@ def mde_table(plan: SizePlan, cardinalities: Sequence[int], init_std: float) -> 
 
 
 class Mde:
-    """The rule, with its setting chosen on the validation rows.
+    """MDE (A. Ginart et al., ISIT 2021): dims by popularity, its setting chosen on validation rows.
 
     Args:
         config: its settings.

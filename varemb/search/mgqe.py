@@ -57,7 +57,7 @@ def find_head(counts: list[Tensor], share: float) -> Tensor:
 
 
 class MGQE:
-    """The compression.
+    """MGQE (W.-C. Kang et al., WWW 2020): DPQ in which rare rows may use fewer centroids.
 
     Args:
         config: its settings.

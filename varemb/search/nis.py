@@ -161,7 +161,7 @@ def find_sizes(drawn: Tensor, width: int, blocks: int) -> Tensor:
 
 
 class NIS:
-    """The search.
+    """NIS (M. Joglekar et al., KDD 2020): a controller learns by trial what numbers rows keep.
 
     Args:
         config: its settings.

@@ -113,7 +113,7 @@ class MaskedTable(nn.Module):
 
 
 class OptEmbed:
-    """The search.
+    """OptEmbed (F. Lyu et al., CIKM 2022): rows dropped by a threshold, a dim per field evolved.
 
     Args:
         config: its settings.

@@ -79,7 +79,7 @@ class RankingOptEmbedConfig:
 
 
 class RankingOptEmbed:
-    """The search.
+    """OptEmbed (F. Lyu et al., CIKM 2022) for rankings: small rows dropped, a dim per side evolved.
 
     Args:
         config: its settings.

@@ -124,7 +124,7 @@ def soft_threshold(e: Tensor, threshold: Tensor) -> Tensor:
 
 
 class PEP:
-    """The pruning.
+    """PEP (S. Liu et al., ICLR 2021): learnt thresholds cut the table's numbers, one by one.
 
     Args:
         config: its settings.

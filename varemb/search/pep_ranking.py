@@ -65,7 +65,7 @@ class NodeTable(nn.Module):
 
 
 class RankingPEP:
-    """The pruning.
+    """PEP (S. Liu et al., ICLR 2021) for rankings: thresholds cut the rows of users and items.
 
     Args:
         config: its settings.

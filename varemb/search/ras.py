@@ -37,7 +37,7 @@ class RasConfig:
 
 
 class RandomSearch:
-    """The search.
+    """RaS, a baseline of AutoDim (X. Zhao et al., WWW 2021): the best of T random plans.
 
     Args:
         config: its settings.

@@ -46,7 +46,7 @@ from varemb.search.segments import Frame, Past, check_order, frame_from, frame_s
 
 
 class SCALL:
-    """Sizes of users and items in a stream, and the LightGCN that uses them.
+    """SCALL (Y. Qu et al., CIKM 2024): sizes of users and items in a stream, under a budget.
 
     Args:
         config: its settings. `policy` may also be a baseline under the same budget: uniform,
@@ -143,7 +143,7 @@ class SCALL:
         return self._learn(users, items, lambda: None)
 
     def _learn(self, users: Ints, items: Ints, keep: Callable[[], None]) -> dict[str, Any]:
-        """One segment; `keep` is called after every trial (methods.md §5.6)."""
+        """One segment; `keep` is called after every trial."""
         config = self.config
         if config.policy == "scall" and self._table is not None and self._frame is not None:
             situation = self._situation()

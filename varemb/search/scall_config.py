@@ -16,12 +16,12 @@ _MAX_WIDTH = 255  # above it packed rows come in granules, and no budget could b
 
 @dataclass(frozen=True)
 class SCALLConfig(TrainingConfig, SACConfig):
-    """Settings of SCALL; the sections are those of methods.md."""
+    """Settings of SCALL (Y. Qu et al., CIKM 2024, arXiv 2407.15411), as in the authors' code."""
 
     memory: float = option(0.0, "B: budget of the table in MB (decimal); or give mean_dim")
     mean_dim: float = option(0.0, "c: numbers per row, of a budget that grows with the rows")
     policy: str = option("scall", "who chooses the sizes: " + ", ".join(POLICIES))
-    threshold: int = option(15_000, "new users and items of a segment (§5.1)")
+    threshold: int = option(15_000, "new users and items of a segment")
     width: int = option(255, "d_max: the widest row")
     distribution: str = option("power_law", "of the sizes: " + ", ".join(DISTRIBUTIONS))
     scale: str = option("linear", "how an action becomes the distribution's parameter: linear, log")
@@ -29,8 +29,8 @@ class SCALLConfig(TrainingConfig, SACConfig):
         "budget", "beta is the users' share of the budget; or its odds against rows"
     )
     frequency: str = option("segment", "what ranks the rows: counts of the segment, or of all")
-    groups: int = option(256, "groups of the frequency profile in the state (§5.4)")
-    min_trials: int = option(11, "trials of a search, at least (§5.5)")
+    groups: int = option(256, "groups of the frequency profile in the state")
+    min_trials: int = option(11, "trials of a search, at least")
     max_trials: int = option(30, "trials of a search, at most")
     updates: int = option(3, "updates of the agent per trial")
     low: float = option(0.0, "lo: fitness over the reference's that is worth 0; 0: by uniform runs")

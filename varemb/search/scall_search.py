@@ -1,4 +1,4 @@
-"""SCALL's search on the last segment: trials of proposed sizes, and the agent that learns (§5.5).
+"""SCALL's search on the last segment: trials of proposed sizes, and the agent that learns.
 
 A trial trains a fresh LightGCN for one round and is rewarded by its ranking of the test part, which
 is past by then:

@@ -1,4 +1,4 @@
-"""What SCALL's agent sees and does: a state whose length does not depend on the rows (§5.4)."""
+"""What SCALL's agent sees and does: a state whose length does not depend on the rows."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ TOP = 20
 
 @dataclass(frozen=True)
 class TrainingConfig(FrameConfig):
-    """Settings of the recommender (methods.md §5.2)."""
+    """Settings of the recommender, LightGCN (X. He et al., SIGIR 2020), as in SCALL's code."""
 
     layers: int = option(3, "K, layers of LightGCN")
     batch_size: int = option(10_000, "triples of a step")

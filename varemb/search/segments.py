@@ -2,7 +2,7 @@
 
 A segment ends when more than a threshold of new users and items have appeared in it. Its frame is a
 sample of earlier interactions (the reservoir, 0.2 of the segment's length) followed by its own
-events; the first 80 % are the train part, the rest is tested on (SCALL, methods.md §5.1).
+events; the first 80 % are the train part, the rest is tested on (Y. Qu et al., CIKM 2024).
 
 DIFFERS: the reservoir is a uniform sample of all earlier interactions of the segment's users, which
     is what reservoir sampling gives; the past is kept anyway, for the graph. Only users of the

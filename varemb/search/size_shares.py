@@ -1,4 +1,4 @@
-"""Shares of a budget along a line of rows, from a distribution with one parameter (SCALL §5.3).
+"""Shares of a budget along a line of rows, from a distribution with one parameter, as in SCALL.
 
 n values are drawn from the distribution, sorted and divided by their sum. The mean of many draws is
 close to the distribution's quantiles at the middles of n equal parts, which are used here: nothing

@@ -67,7 +67,7 @@ class FixedLearner(Learner):
 
 
 class StreamFixed(StreamMethod[StreamFixedConfig]):
-    """Learning from a stream with rows of one width.
+    """FIXED, a baseline of ESAPN (H. Liu et al., SIGIR 2020): a stream with rows of one width.
 
     Args:
         config: its settings.

@@ -229,7 +229,7 @@ class AutoEmbLearner(SoftLearner):
 
 
 class StreamDARTS(StreamMethod[StreamDARTSConfig]):
-    """Learning from a stream with rows that mix all sizes by logits of their own.
+    """DARTS (H. Liu et al., ICLR 2019) on a stream: rows mix all sizes by logits of their own.
 
     Args:
         config: its settings.
@@ -247,7 +247,7 @@ class StreamDARTS(StreamMethod[StreamDARTSConfig]):
 
 
 class StreamAutoEmb(StreamMethod[StreamAutoEmbConfig]):
-    """Learning from a stream with rows that mix all sizes as a controller says.
+    """AutoEmb (X. Zhao et al., ICDM 2021) on a stream: rows mix all sizes as a controller says.
 
     Args:
         config: its settings.

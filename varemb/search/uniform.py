@@ -26,7 +26,7 @@ class UniformConfig:
 
 
 class Uniform:
-    """One dim for all rows; nothing is searched.
+    """FDE and uniform, baselines of AutoDim (X. Zhao et al., WWW 2021): one dim for all rows.
 
     At full width this is FDE. A budget of E numbers over N rows gives dim floor(E / N), and one
     more to the first E - N floor(E / N) rows, so that it is met exactly; above a width of 255 dims
