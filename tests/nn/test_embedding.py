@@ -308,7 +308,7 @@ def test_sparse_gradient_trains_under_torch_optimizers(backend):
 
 @pytest.mark.parametrize("backend", runnable_backends())
 def test_training_equals_a_dense_table_times_a_mask(backend):
-    """methods.md 10.8: 200 Adam steps, identical losses; numbers outside the mask never change."""
+    """200 Adam steps, identical losses; numbers outside the mask never change."""
     torch.manual_seed(1)
     rows, width = 128, 16
     dims = torch.randint(0, width + 1, (rows,))
