@@ -28,6 +28,7 @@ from varemb.search import (
 )
 from varemb.search.dim_agents import check_ciess
 from varemb.search.esapn_ranking import check_ranking_esapn
+from varemb.search.fixed_sizes import check_fixed_sizes
 from varemb.search.optembed_ranking import check_ranking_optembed
 from varemb.search.pairwise import MAX_WIDTH, PairData, Prepare
 from varemb.search.pep_ranking import check_ranking_pep
@@ -93,11 +94,10 @@ def _check_levels(config: Any) -> None:
 
 
 RANKING_METHODS: dict[str, RankingMethod] = {
-    "es": RankingMethod(FixedSizes, FixedSizesConfig, _check_levels, {"method": "es"}),
-    "mr": RankingMethod(FixedSizes, FixedSizesConfig, _check_levels, {"method": "mr"}),
-    "frequency": RankingMethod(
-        FixedSizes, FixedSizesConfig, _check_levels, {"method": "frequency"}
-    ),
+    **{
+        name: RankingMethod(FixedSizes, FixedSizesConfig, check_fixed_sizes, {"method": name})
+        for name in ("es", "mr", "frequency")
+    },
     "pep": RankingMethod(RankingPEP, RankingPEPConfig, check_ranking_pep),
     "optembed": RankingMethod(RankingOptEmbed, RankingOptEmbedConfig, check_ranking_optembed),
     "esapn": RankingMethod(RankingESAPN, RankingESAPNConfig, check_ranking_esapn),

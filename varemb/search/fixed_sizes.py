@@ -69,11 +69,7 @@ class FixedSizes:
     ) -> RankingResult:
         """Tables with these dims, trained fully; arguments and errors are those of CIESS.fit."""
         config = self.config
-        if config.method not in METHODS:
-            raise ValueError(
-                f"fixed sizes: the method must be one of {', '.join(METHODS)}, got "
-                f"{config.method!r}"
-            )
+        check_fixed_sizes(config)
         dims = {c: self._dims(data, c) for c in config.sparsities}
         candidates = {
             c: [plan_candidate(each, data.num_users, config.width)] for c, each in dims.items()
@@ -101,3 +97,11 @@ class FixedSizes:
             return equal_dims(rows, numbers, config.seed if config.is_full else None)
         dims = random_dims(rows, config.width, sparsity, numbers, config.seed)
         return fit_dims(dims, config.width, numbers) if config.is_full else dims
+
+
+def check_fixed_sizes(config: FixedSizesConfig) -> None:
+    """Raises ValueError for settings that do not fit."""
+    if config.method not in METHODS:
+        raise ValueError(
+            f"fixed sizes: the method must be one of {', '.join(METHODS)}, got {config.method!r}"
+        )
