@@ -13,7 +13,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -25,7 +24,7 @@ from torch.nn import functional as F
 from benchmarks.timing import forget_peak, resident_bytes
 from varemb import VarEmbedding
 from varemb.data.interactions import INTERACTIONS, Split, load_interactions
-from varemb.models.recommender import DECAYS, RECOMMENDERS, prepare_recommender
+from varemb.models.recommender import RECOMMENDERS, TRAININGS, prepare_recommender
 from varemb.search.ciess import CIESS
 from varemb.search.dim_agents import CIESSConfig
 from varemb.search.pairwise import (
@@ -99,7 +98,7 @@ def measure_steps(
     split: Split, name: str, dims: Dims, options: argparse.Namespace
 ) -> tuple[Trainer, Fitting]:
     """Prints the parts of a step, of a ranking, and of the graph."""
-    training = PairwiseConfig(batch_size=options.batch, decay=DECAYS[name])
+    training = PairwiseConfig(batch_size=options.batch, **TRAININGS[name])
     build, _ = clock(lambda: make_trainer(split, name, options.width, training))
     trainer = make_trainer(split, name, options.width, training)
     generator = torch.Generator().manual_seed(0)
@@ -154,7 +153,7 @@ def measure_memory(split: Split, table: str, options: argparse.Namespace) -> Non
     numbers = allowed_numbers(rows, options.width, options.sparsity)
     dims = random_dims(rows, options.width, options.sparsity, numbers, seed=0)
     make = packed_table if table == "packed" else masked_table
-    training = replace(PairwiseConfig(), batch_size=options.batch, decay=DECAYS[options.model])
+    training = PairwiseConfig(batch_size=options.batch, **TRAININGS[options.model])
     trainer = make_trainer(split, options.model, options.width, training)
 
     def train() -> None:
@@ -189,7 +188,7 @@ def measure_losses(split: Split, name: str, options: argparse.Namespace) -> floa
     dims = random_dims(rows, options.width, options.sparsity, numbers, seed=0)
     dims[::100] = options.width
     dense = torch.randn(2, rows, options.width, generator=torch.Generator().manual_seed(0))
-    trainer = make_trainer(split, name, options.width, PairwiseConfig(decay=DECAYS[name]))
+    trainer = make_trainer(split, name, options.width, PairwiseConfig(**TRAININGS[name]))
 
     def start(make: Callable[[Tensor], nn.Module]) -> Fitting:
         tables = iter(dense)

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 _HELP = {
@@ -27,6 +27,7 @@ def add_config(
     *,
     only: Sequence[str] | None = None,
     is_sparse: bool = False,
+    defaults: Mapping[str, str] | None = None,
 ) -> None:
     """Adds an option per field of a config, the seed aside.
 
@@ -37,6 +38,7 @@ def add_config(
         option: the name of a field's option; it is also where argparse keeps the value.
         only: the fields; by default all.
         is_sparse: keep only what was given, so that no value is also an answer.
+        defaults: what to call the default of a field that has several.
     """
     group = command.add_argument_group(title)
     for field in dataclasses.fields(config):
@@ -53,6 +55,7 @@ def add_config(
             )
             continue
         value = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        value = (defaults or {}).get(field.name, value)
         is_choice = typing.get_origin(kind) is Literal
         group.add_argument(
             name,

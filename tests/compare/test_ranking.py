@@ -135,15 +135,17 @@ def test_each_seed_has_its_split_and_all_cells_share_it(ranked):
     assert [len(each) for each in contents.values()] == [1, 1]
 
 
-def test_decay_is_the_models_unless_it_is_given(rank, tmp_path):
+def test_trainings_are_the_models_unless_they_are_given(rank, tmp_path):
     methods = ("--methods", "es", "--seeds", "1", "--sparsity", "0.5")
+    given = ("--decay", "0.5", "--lr-steps", "7")
     assert rank(tmp_path / "a", *methods, model="ncf,lightgcn") == 0
-    assert rank(tmp_path / "b", *methods, "--decay", "0.5", model="ncf") == 0
-    decays = [
-        load_json(tmp_path / place / "options.json")["--decay"]
+    assert rank(tmp_path / "b", *methods, *given, model="ncf") == 0
+    trainings = [
+        [options[name] for name in ("--decay", "--lr-steps", "--lr-floor")]
         for place in ("a/ncf-es-seed0", "a/lightgcn-es-seed0", "b/ncf-es-seed0")
+        if (options := load_json(tmp_path / place / "options.json"))
     ]
-    assert decays == [1e-2, 1e-4, 0.5]
+    assert trainings == [[1e-2, 50, 1e-4], [1e-4, 200, 1e-3], [0.5, 7, 1e-4]]
 
 
 def test_finished_cells_are_not_run_again(ranked, rank, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from varemb.bpr_sampler import BprSampler
 from varemb.models.graph import NodeRows, multiply, multiply_both_ways
 from varemb.models.lightgcn import normalized_adjacency
 from varemb.models.ngcf import mean_matrix
-from varemb.models.recommender import DECAYS, RECOMMENDERS, prepare_recommender
+from varemb.models.recommender import RECOMMENDERS, TRAININGS, prepare_recommender
 from varemb.ranking import item_lists, rank_metrics
 
 WIDTH = 12
@@ -78,7 +78,7 @@ def test_packed_rows_learn_as_a_masked_table_does(split, name):
         torch.manual_seed(2)  # of dropout
         own = []
         for step in range(50):
-            loss = model.loss(*draw_batch(split, 200, step), DECAYS[name])
+            loss = model.loss(*draw_batch(split, 200, step), TRAININGS[name]["decay"])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

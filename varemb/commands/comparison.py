@@ -28,7 +28,7 @@ from varemb.compare import (
 )
 from varemb.data import INTERACTIONS
 from varemb.experiment import DATA, MODELS, train_option
-from varemb.models import DECAYS, RECOMMENDERS
+from varemb.models import RECOMMENDERS, TRAININGS
 from varemb.options import add_config, names, real_numbers, seeds, seeds_of, whole_numbers
 from varemb.search import PairwiseConfig, TrainConfig
 
@@ -100,14 +100,12 @@ def _add_rankings(compare: argparse.ArgumentParser) -> None:
     for side in ("user", "item"):
         group.add_argument(f"--{side}-column", default=side, metavar="NAME",
                            help=f"of a file of pairs (default {side})")  # fmt: skip
-    decays = ", ".join(f"{name} {decay:g}" for name, decay in DECAYS.items())
-    group.add_argument("--decay", dest="--decay", type=float, default=argparse.SUPPRESS,
-                       metavar="X", help=f"weight of the L2 term (default {decays})")  # fmt: skip
-    add_config(
-        compare, "models that rank: training", PairwiseConfig, pairwise_option,
-        only=[field.name for field in dataclasses.fields(PairwiseConfig) if field.name != "decay"],
-        is_sparse=True,
-    )  # fmt: skip
+    by_model = {
+        name: ", ".join(f"{model} {training[name]:g}" for model, training in TRAININGS.items())
+        for name in TRAININGS["mf"]
+    }
+    add_config(compare, "models that rank: training", PairwiseConfig, pairwise_option,
+               is_sparse=True, defaults=by_model)  # fmt: skip
     seen: set[str] = set()
     for config in ranking_configs():
         option = partial(ranking_option, config)

@@ -28,7 +28,7 @@ from varemb.data import INTERACTIONS, Interactions, Split, load_interactions
 from varemb.data.interactions import read_edge_lists, read_interactions
 from varemb.experiment import Result
 from varemb.files import checksum, load_json, save_json, save_jsonl
-from varemb.models import DECAYS, RECOMMENDERS, prepare_recommender
+from varemb.models import RECOMMENDERS, TRAININGS, prepare_recommender
 from varemb.plan import SizePlan
 from varemb.report import method_name
 from varemb.report.ranking import cost_table, ranking_tables, summarize_levels
@@ -110,8 +110,12 @@ def _make_settings(cell: RankingCell, asked: RankingComparison) -> tuple[Any, Pa
     """The configs of a cell's method and of its trainings, checked."""
     changes = {**cell.changes, "seed": cell.seed}
     config = make_ranking_config(RANKING_METHODS[cell.method], asked.settings, changes)
-    decay = {} if pairwise_option("decay") in asked.settings else {"decay": DECAYS[cell.model]}
-    return config, config_of(PairwiseConfig, asked.settings, pairwise_option, decay)
+    of_model = {
+        name: value
+        for name, value in TRAININGS[cell.model].items()
+        if pairwise_option(name) not in asked.settings
+    }
+    return config, config_of(PairwiseConfig, asked.settings, pairwise_option, of_model)
 
 
 def make_ranking_cells(asked: RankingComparison) -> list[RankingCell]:

@@ -9,11 +9,10 @@ from varemb.models.mf import MF
 from varemb.models.ncf import NCF
 from varemb.models.nfm import NFM
 from varemb.models.ngcf import NGCF
-from varemb.models.recommender import DECAYS, RECOMMENDERS, DotRecommender, prepare_recommender
+from varemb.models.recommender import RECOMMENDERS, TRAININGS, DotRecommender, prepare_recommender
 from varemb.models.wide_deep import WideDeep
 
 __all__ = [
-    "DECAYS",
     "FM",
     "IPNN",
     "MF",
@@ -21,6 +20,7 @@ __all__ = [
     "NFM",
     "NGCF",
     "RECOMMENDERS",
+    "TRAININGS",
     "AutoInt",
     "DeepFM",
     "DotRecommender",

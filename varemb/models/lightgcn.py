@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from varemb.models.graph import NodeRows, both_ways, multiply, sparse_matrix
@@ -152,9 +153,38 @@ def bpr_loss(
         >>> bpr_loss(eye, eye, *torch.tensor([[0], [1], [2]]), decay=0.0)
         tensor(0.6931)
     """
+    loss = F.softplus(_Differences.apply(vectors, users, positives, negatives)).mean()
     nodes = torch.cat([users, positives, negatives])  # [3 B]
-    # F.embedding, since its gradient is deterministic on a GPU, and faster than that of an index.
-    user, positive, negative = F.embedding(nodes, vectors).chunk(3)  # [B, W] each
-    loss = F.softplus((user * (negative - positive)).sum(1)).mean()
     times = torch.bincount(nodes, minlength=len(first))  # [N], how often the batch has each node
     return loss + decay * torch.dot(times.to(first.dtype), first.square().sum(1)) / len(users)
+
+
+class _Differences(torch.autograd.Function):
+    """<u, n> - <u, p> of each triple. [B]
+
+    The gradient is a sparse symmetric matrix of the triples times the vectors: three blocks [B, W]
+    less to write than autograd's, which for NGCF (W = 512) is a quarter of a step.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, vectors: Tensor, users: Tensor, positives: Tensor, negatives: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(vectors, users, positives, negatives)
+        signs = vectors.new_tensor([1.0, -1.0]).repeat(len(users), 1)  # [B, 2]
+        both = torch.stack([negatives, positives], 1)
+        difference = F.embedding_bag(both, vectors, mode="sum", per_sample_weights=signs)  # [B, W]
+        return torch.einsum("bw,bw->b", vectors[users], difference)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        vectors, users, positives, negatives = ctx.saved_tensors
+        rows = torch.cat([users, users, negatives, positives])  # [4 B]
+        columns = torch.cat([negatives, positives, users, users])
+        values = torch.cat([gradient, -gradient, gradient, -gradient])
+        order = torch.argsort(rows, stable=True)
+        starts = F.pad(torch.bincount(rows, minlength=len(vectors)).cumsum(0), (1, 0))  # [N + 1]
+        size = len(vectors), len(vectors)
+        triples = sparse_matrix(starts, columns[order], values[order], size)
+        return multiply(triples, vectors.contiguous()), None, None, None

@@ -21,8 +21,13 @@ MakeNodeTable = Callable[[float], nn.Module]  # deviation of the first numbers -
 MakeRecommender = Callable[[MakeNodeTable], Any]  # "DotRecommender | NCF"
 
 RECOMMENDERS = ("mf", "ncf", "ngcf", "lightgcn")
-# Weight of the L2 term in CIESS's code; that of MF is LightGCN's, which is MF over a graph.
-DECAYS = {"mf": 1e-4, "ncf": 1e-2, "ngcf": 1e-3, "lightgcn": 1e-4}
+# How CIESS's code trains each: fields of PairwiseConfig. MF as LightGCN, which is MF over a graph.
+TRAININGS: dict[str, dict[str, Any]] = {
+    "mf": {"decay": 1e-4, "lr_steps": 200, "lr_floor": 1e-3},
+    "ncf": {"decay": 1e-2, "lr_steps": 50, "lr_floor": 1e-4},
+    "ngcf": {"decay": 1e-3, "lr_steps": 100, "lr_floor": 1e-3},
+    "lightgcn": {"decay": 1e-4, "lr_steps": 200, "lr_floor": 1e-3},
+}
 
 
 class DotRecommender(nn.Module):

@@ -83,14 +83,15 @@ class Recommender(Protocol):
 
 @dataclass(frozen=True)
 class PairwiseConfig:
-    """How a recommender is trained; defaults are those of CIESS's code but for the epochs."""
+    """How a recommender is trained; defaults are those of CIESS's code for LightGCN but for the
+    epochs. `varemb.models.TRAININGS` has what it does otherwise for the others."""
 
     batch_size: int = option(10_000, "triples of a step")
     lr: float = option(0.03, "learning rate of Adam at the first step")
     lr_factor: float = option(0.9, "what the learning rate is multiplied with now and then")
     lr_steps: int = option(200, "steps between two such times")
     lr_floor: float = option(1e-3, "smallest learning rate")
-    decay: float = option(1e-4, "weight of the L2 term; CIESS's code: NCF 1e-2, NGCF 1e-3")
+    decay: float = option(1e-4, "weight of the L2 term")
     draw: str = option("users", "what triples are uniform over: users (CIESS's code) or pairs")
     epochs: int = option(5, "passes over the pairs of a training in a search")
     round_epochs: int = option(5, "passes between two evaluations of a full training")
