@@ -177,7 +177,7 @@ class _Differences(torch.autograd.Function):
         return torch.einsum("bw,bw->b", vectors[users], difference)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         vectors, users, positives, negatives = ctx.saved_tensors
         rows = torch.cat([users, users, negatives, positives])  # [4 B]
