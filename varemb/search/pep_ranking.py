@@ -148,7 +148,7 @@ class RankingPEP:
         share = left / (len(tables) * rows * config.width)
         raise RuntimeError(
             f"PEP: {share:.3f} of the numbers are left after {config.max_epochs} epochs, "
-            f"sparsities {config.sparsities}; raise max_epochs or s_lr"
+            f"sparsities {config.sparsities}; lower lr, or raise s_lr or max_epochs"
         )
 
     def _make_optimizer(
