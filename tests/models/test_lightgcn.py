@@ -79,6 +79,11 @@ def test_bpr_loss_counts_repeated_nodes_every_time():
     expected = F.softplus(scores).mean() + 0.5 * squares / 3
     torch.testing.assert_close(bpr_loss(first, vectors, users, positives, negatives, 0.5), expected)
 
+    wide = [block.double().requires_grad_() for block in (first, vectors)]
+    assert torch.autograd.gradcheck(
+        lambda *both: bpr_loss(*both, users, positives, negatives, 0.5), wide
+    )
+
 
 def test_lightgcn_refuses_matrices(graph):
     table = VarEmbedding(11, 4, dims=2, unify="linear")

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 from benchmarks.bench_ciess import DenseMasked
 from varemb import VarEmbedding, optim
 from varemb.bpr_sampler import BprSampler
-from varemb.models.graph import NodeRows, multiply, multiply_both_ways
+from varemb.models.graph import NodeRows, multiply
 from varemb.models.lightgcn import normalized_adjacency
-from varemb.models.ngcf import mean_matrix
+from varemb.models.ngcf import _Layer, mean_matrix
 from varemb.models.recommender import RECOMMENDERS, TRAININGS, prepare_recommender
 from varemb.ranking import item_lists, rank_metrics
 
@@ -144,6 +144,24 @@ def test_ngcf_is_its_layers_one_behind_the_other(split):
     torch.testing.assert_close(model.encoder.rows.table.weight.grad, leaf.grad)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.4])
+def test_gradients_of_an_ngcf_layer(share):
+    dense = (torch.rand(6, 6) < 0.5) * torch.randn(6, 6, dtype=torch.float64)
+    matrices = dense.to_sparse_csr(), dense.T.contiguous().to_sparse_csr()
+    block, *weights = (
+        torch.randn(size, dtype=torch.float64, requires_grad=True)
+        for size in ((6, 3), (4, 4), (4, 4), (4,))
+    )
+
+    def layer(*inputs):
+        torch.manual_seed(0)  # of dropout
+        return _Layer.apply(*inputs, *matrices, share)
+
+    assert torch.autograd.gradcheck(layer, (block, *weights))
+    if share:
+        assert (layer(block, *weights)[0] == 0).any()
+
+
 def test_ngcf_drops_in_training_alone(split):
     dense, dims = random_rows(split)
     model = make(split, "ngcf", lambda std: DenseMasked(dense, dims))
@@ -165,16 +183,10 @@ def test_mean_matrix_mirrors_its_entries():
         mean_matrix(torch.tensor([0]), torch.tensor([2]), 2)
 
 
-def test_products_of_sparse_matrices_and_their_gradient():
+def test_products_of_sparse_matrices():
     dense = (torch.rand(6, 5) < 0.4) * torch.randn(6, 5)
-    block = torch.randn(5, 3, requires_grad=True)
-    matrix, transposed = dense.to_sparse_csr(), dense.T.contiguous().to_sparse_csr()
-    out = multiply_both_ways(block, matrix, transposed)
-    torch.testing.assert_close(out, dense @ block)
-    torch.testing.assert_close(multiply(matrix, block), dense @ block)
-    weights = torch.randn(6, 3)
-    (out * weights).sum().backward()
-    torch.testing.assert_close(block.grad, dense.T @ weights)
+    block = torch.randn(5, 3)
+    torch.testing.assert_close(multiply(dense.to_sparse_csr(), block), dense @ block)
 
 
 def test_products_with_a_graph_without_edges_are_zero():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,39 +80,6 @@ def multiply(matrix: Tensor, block: Tensor) -> Tensor:
             per_sample_weights=matrix.values(),
             include_last_offset=True,
         )
-
-
-class _Multiply(torch.autograd.Function):
-    """matrix @ block, whose gradient is transposed @ gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, block: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
-        ctx.transposed = transposed
-        return multiply(matrix, block.contiguous())
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return multiply(ctx.transposed, gradients[0].contiguous()), None, None
-
-
-def multiply_both_ways(block: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
-    """matrix @ block with a gradient for the block.
-
-    Args:
-        block: [M, W]
-        matrix: [N, M], sparse CSR.
-        transposed: its transpose, [M, N], sparse CSR.
-
-    Example:
-        >>> matrix = torch.tensor([[0.0, 2.0], [1.0, 0.0]])
-        >>> block = torch.ones(2, 1, requires_grad=True)
-        >>> out = multiply_both_ways(block, matrix.to_sparse_csr(), matrix.T.to_sparse_csr())
-        >>> out[0].sum().backward()
-        >>> block.grad.tolist()
-        [[0.0], [2.0]]
-    """
-    out: Tensor = _Multiply.apply(block, matrix, transposed)
-    return out
 
 
 class NodeRows(nn.Module):

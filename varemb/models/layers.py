@@ -36,10 +36,19 @@ class Dropout(nn.Dropout):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return input
-        keep = 1 - self.p
-        # 1 with probability keep, else 0; bools would be several times slower
-        kept = torch.rand(input.shape, device=input.device).add_(keep).floor_().div_(keep)
-        return input * kept.to(input.dtype)
+        return input * draw_kept(input, self.p)
+
+
+def draw_kept(like: Tensor, p: float) -> Tensor:
+    """What dropout multiplies a tensor with: 0 with probability p, else 1 / (1 - p).
+
+    Example:
+        >>> draw_kept(torch.ones(2), 0.0)
+        tensor([1., 1.])
+    """
+    # 1 with probability 1 - p, else 0; bools would be several times slower
+    kept = torch.rand(like.shape, device=like.device).add_(1 - p).floor_().div_(1 - p)
+    return kept.to(like.dtype)
 
 
 def make_id_weights(cardinalities: Sequence[int]) -> VarEmbedding:

@@ -174,7 +174,7 @@ class _Differences(torch.autograd.Function):
         signs = vectors.new_tensor([1.0, -1.0]).repeat(len(users), 1)  # [B, 2]
         both = torch.stack([negatives, positives], 1)
         difference = F.embedding_bag(both, vectors, mode="sum", per_sample_weights=signs)  # [B, W]
-        return torch.einsum("bw,bw->b", vectors[users], difference)
+        return torch.einsum("bw,bw->b", vectors.index_select(0, users), difference)
 
     @staticmethod
     @once_differentiable

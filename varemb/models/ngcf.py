@@ -10,13 +10,17 @@ edges are left out at random too (node dropout).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from varemb.models.graph import NodeRows, both_ways, multiply_both_ways, sparse_matrix
+from varemb.models.graph import NodeRows, both_ways, multiply, sparse_matrix
+from varemb.models.layers import draw_kept
+
+_SLOPE, _LEAST_LENGTH = 0.2, 1e-12
 
 
 class MeanMatrix(NamedTuple):
@@ -108,26 +112,72 @@ class NGCF(nn.Module):
         """The matrix of this step and its transpose, sparse CSR. [N, N] each"""
         starts, columns, values, mirrored = self.matrix
         if self.training and self.edge_dropout:
-            values = F.dropout(values, self.edge_dropout)
+            values = values * draw_kept(values, self.edge_dropout)
         size = len(starts) - 1, len(starts) - 1
         return (
             sparse_matrix(starts, columns, values, size),
-            sparse_matrix(starts, columns, values[mirrored], size),
+            sparse_matrix(starts, columns, values.index_select(0, mirrored), size),
         )
 
     def forward(self) -> tuple[Tensor, Tensor]:
         block = self.rows(self.nodes)  # [N, W]
-        blocks, (matrix, transposed) = [block], self._matrices()
+        blocks, matrices = [block], self._matrices()
+        share = self.dropout if self.training else 0.0
         for sums, products in zip(self.sums, self.products, strict=True):
-            spread = multiply_both_ways(block, matrix, transposed)
-            block = F.leaky_relu(_map(spread, sums) + _map(block * spread, products), 0.2)
-            block = F.dropout(block, self.dropout, self.training)  # [N, D]
-            blocks.append(F.normalize(block))
+            assert isinstance(sums, nn.Linear) and isinstance(products, nn.Linear)
+            weights = sums.weight, products.weight, sums.bias + products.bias
+            block, unit = _Layer.apply(block, *weights, *matrices, share)  # [N, D] each
+            blocks.append(unit)
         vectors = torch.cat(blocks, 1)
         return vectors, vectors
 
 
-def _map(block: Tensor, linear: nn.Module) -> Tensor:  # [N, W] -> [N, D]
-    """A linear layer on a block whose columns behind W would be 0."""
-    assert isinstance(linear, nn.Linear)
-    return F.linear(block, linear.weight[:, : block.shape[1]], linear.bias)
+class _Layer(torch.autograd.Function):
+    """E^(k+1) and E^(k+1) at length 1, from E^(k).
+
+    By hand, since in autograd's hands most of a step on the CPU is writing blocks [N, D]: here the
+    forward keeps four of them, and either way works in place.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        block: Tensor,  # [N, W], W <= D: columns behind W would be 0
+        first: Tensor,  # W1. [D, D]
+        second: Tensor,  # W2. [D, D]
+        bias: Tensor,  # b1 + b2. [D]
+        matrix: Tensor,
+        transposed: Tensor,
+        share: float,  # of the numbers left out
+    ) -> tuple[Tensor, Tensor]:
+        width = block.shape[1]
+        spread = multiply(matrix, block)  # S
+        product = block * spread
+        out = torch.addmm(bias, spread, first[:, :width].T).addmm_(product, second[:, :width].T)
+        F.leaky_relu_(out, _SLOPE)
+        kept = draw_kept(out, share) if share else None
+        if kept is not None:
+            out.mul_(kept)
+        lengths = torch.linalg.vector_norm(out, dim=1, keepdim=True).clamp_min_(_LEAST_LENGTH)
+        unit = out / lengths
+        ctx.save_for_backward(block, first, second, spread, product, out, unit, lengths, kept)
+        ctx.transposed = transposed
+        return out, unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_out: Tensor, of_unit: Tensor) -> tuple[Tensor | None, ...]:
+        block, first, second, spread, product, out, unit, lengths, kept = ctx.saved_tensors
+        width = block.shape[1]
+        along = torch.einsum("nd,nd->n", unit, of_unit)[:, None]
+        gradient = torch.addcmul(of_unit, unit, along, value=-1).div_(lengths).add_(of_out)
+        if kept is not None:
+            gradient.mul_(kept)
+        gradient = torch.ops.aten.leaky_relu_backward(gradient, out, _SLOPE, True)
+        of_first, of_second = torch.zeros_like(first), torch.zeros_like(second)
+        torch.mm(gradient.T, spread, out=of_first[:, :width])
+        torch.mm(gradient.T, product, out=of_second[:, :width])
+        of_product = gradient @ second[:, :width]
+        of_spread = (gradient @ first[:, :width]).addcmul_(of_product, block)
+        of_block = multiply(ctx.transposed, of_spread).addcmul_(of_product, spread)
+        return of_block, of_first, of_second, gradient.sum(0), None, None, None
