@@ -5,9 +5,8 @@ CIESS compares with it. One training passes all sparsities, the least first: eac
 its numbers are left, the mask is kept. The rows are then trained again under it, from the same
 first numbers, as compressed sparse rows. What else DIFFERS stands in `search/pep.py`.
 
-While they are pruned, rows learn at a rate of their own: at that of CIESS's recommenders, and with
-LightGCN also at PEP's 0.001 over 30 passes of MovieLens 1M, they outgrow thresholds of at most
-sigmoid(0), and no mask is sparse enough.
+While they are pruned, rows learn at a rate of their own, PEP's: at that of CIESS's recommenders
+they outgrow thresholds of at most sigmoid(0), and no mask is sparse enough.
 
 DIFFERS: gradients are not clipped; recommenders here are trained as CIESS trains them.
 """
@@ -48,8 +47,8 @@ class RankingPEPConfig:
     s_init: float = option(-15.0, "s: first logit of the thresholds")
     s_lr: float = option(0.0, "learning rate of s; 0: s can rise to 0 in half the planned steps")
     s_weight_decay: float = option(1e-5, "L2 of s; it moves s up, towards 0")
-    lr: float = option(3e-4, "learning rate of all else while rows are pruned")
-    max_epochs: int = option(20, "passes over the pairs within which all sparsities are reached")
+    lr: float = option(0.001, "learning rate of all else while rows are pruned")
+    max_epochs: int = option(30, "passes over the pairs within which all sparsities are reached")
     seed: int = option(0, "of all randomness")
 
 
