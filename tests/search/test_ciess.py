@@ -85,22 +85,29 @@ def test_plans_meet_every_sparsity_from_one_search(split, name, is_full):
     ]  # fmt: skip
 
 
-def test_the_third_plan_is_what_the_actors_choose(split):
+def test_the_third_and_fourth_plan_are_what_the_actors_choose(split):
     """Without noise and walk every plan is the actors': then all plans of a sparsity are alike."""
     quiet = replace(CONFIG, walk="none", noise="none", episodes=1, iterations=1, plans=3)
-    few, several = (search(split, replace(quiet, plans=plans)).levels[0].trials for plans in (1, 3))
-    assert (len(few), len(several)) == (1, 2)  # the search met one plan, the actors make another
-    config = replace(CONFIG, plans=3)
+    few, several = (search(split, replace(quiet, plans=plans)).levels[0].trials for plans in (1, 4))
+    assert (len(few), len(several)) == (1, 3)  # the search met one plan, the actors make two
+    config = replace(CONFIG, plans=4)
     found = _Search(config, split, prepare(split, "mf", WIDTH), TRAINING)
     found.find_peaks()
     for _ in range(4):
         found.advance()
+    for side in found.sides:  # else all rows are still in the middle
+        side.agent.actor[-1].weight.data.mul_(300)
     plans = found.plans(0.5)
     dims = torch.cat([side.act() for side in found.sides]).numpy()
-    assert len(plans) == 3
+    assert len(plans) == 4
     allowed = found.top.allowed[0.5]
     assert plans[2][0].tolist() == fit_dims(dims, WIDTH, allowed).tolist()
     assert plans[2][1] == (dims.sum() > allowed)
+    of_sides = [
+        np.full_like(part, round(part.mean())) for part in np.split(dims, [split.num_users])
+    ]
+    expected = fit_dims(np.concatenate(of_sides), WIDTH, allowed)
+    assert plans[3][0].tolist() == expected.tolist() != plans[2][0].tolist()
 
 
 def test_first_dims_are_about_the_middle_and_a_table_of_them_is_all_that_is_trained(split):

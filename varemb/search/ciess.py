@@ -20,8 +20,9 @@ DIFFERS: nodes whose full-size quality is 0 (no validation hits, or an item that
 DIFFERS: a plan within a sparsity is widened in proportion until it takes all the numbers that the
     sparsity allows (`is_full`). The best plans above it take turns with those within: a short
     search meets few within a high sparsity. The third is what the actors choose at the end without
-    noise and walk, which make one row narrower than another for no reason. Plans that are cut are
-    named.
+    noise and walk, which make one row narrower than another for no reason; the fourth its mean of
+    either side for all rows of it, since an actor also answers to q, which for one row is mostly
+    the luck of some validation pairs. Plans that are cut are named.
 DIFFERS: of NCF both tables have the dims and count; the published code leaves one of them full.
 DIFFERS: the released code shifts quality to [-1, 1], rewards raw quality, and adds one noise for
     all rows after the critic's choice; `noise_scope="shared"` does the last of these.
@@ -208,11 +209,14 @@ class _Search:
         """The plans that are trained fully for a sparsity, each with whether it is cut to it."""
         config, allowed = self.config, self.top.allowed[sparsity]
         plans = self.top.plans(sparsity, config.width, fill=config.is_full)
-        actors = torch.cat([side.act() for side in self.sides]).numpy()
-        is_cut = int(actors.sum()) > allowed
-        if is_cut or config.is_full:
-            actors = fit_dims(actors, config.width, allowed)
-        return [*plans[:2], (actors, is_cut), *plans[2:]][: config.plans]
+        of_rows = [side.act() for side in self.sides]
+        of_sides = [torch.full_like(dims, round(float(dims.double().mean()))) for dims in of_rows]
+        last = []
+        for dims in (torch.cat(of_rows).numpy(), torch.cat(of_sides).numpy()):
+            is_cut = int(dims.sum()) > allowed
+            is_fitted = is_cut or config.is_full
+            last.append((fit_dims(dims, config.width, allowed) if is_fitted else dims, is_cut))
+        return [*plans[:2], *last, *plans[2:]][: config.plans]
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""

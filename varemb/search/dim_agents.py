@@ -36,7 +36,7 @@ class CIESSConfig(TD3Config):
     reach: int = option(5, "t, how far apart neighbours of the walk may be")
     walk_length: int = option(5, "steps of the walk")
     updates: int = option(1, "updates of the agents after an iteration")
-    plans: int = option(3, "l, plans of each sparsity that are trained fully; 3 are one of a kind")
+    plans: int = option(4, "l, plans of each sparsity that are trained fully; 4 are one of a kind")
     is_full: bool = option(True, "widen a plan until it takes all numbers its sparsity allows")
     is_warm: bool = option(False, "start a training from the one before; changes the method")
     seed: int = option(0, "of all randomness")
