@@ -181,7 +181,8 @@ def measure_losses(split: Split, name: str, options: argparse.Namespace) -> floa
 
     Both begin with the same numbers and see the same triples. One row in a hundred is as wide as
     the table, so that both multiply blocks of one shape; in narrower ones sums are rounded
-    differently, and Adam makes more of it with every step.
+    differently, and Adam makes more of it with every step. So it does of MKL's sums, which depend
+    on where blocks lie in memory unless MKL_CBWR is set, and on the threads.
     """
     rows = split.num_users + split.num_items
     numbers = allowed_numbers(rows, options.width, options.sparsity)

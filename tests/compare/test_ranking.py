@@ -140,10 +140,12 @@ def test_trainings_are_the_models_unless_they_are_given(rank, tmp_path):
     given = ("--decay", "0.5", "--lr-steps", "7")
     assert rank(tmp_path / "a", *methods, model="ncf,lightgcn") == 0
     assert rank(tmp_path / "b", *methods, *given, model="ncf") == 0
-    trainings = [
-        [options[name] for name in ("--decay", "--lr-steps", "--lr-floor")]
+    options = [
+        load_json(tmp_path / place / "options.json")
         for place in ("a/ncf-es-seed0", "a/lightgcn-es-seed0", "b/ncf-es-seed0")
-        if (options := load_json(tmp_path / place / "options.json"))
+    ]
+    trainings = [
+        [each[name] for name in ("--decay", "--lr-steps", "--lr-floor")] for each in options
     ]
     assert trainings == [[1e-2, 50, 1e-4], [1e-4, 200, 1e-3], [0.5, 7, 1e-4]]
 

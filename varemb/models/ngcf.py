@@ -135,8 +135,8 @@ class NGCF(nn.Module):
 class _Layer(torch.autograd.Function):
     """E^(k+1) and E^(k+1) at length 1, from E^(k).
 
-    By hand, since in autograd's hands most of a step on the CPU is writing blocks [N, D]: here the
-    forward keeps four of them, and either way works in place.
+    By hand, since in autograd's hands most of a step on the CPU is writing blocks [N, D]: here
+    both ways work in place where they can.
     """
 
     @staticmethod
