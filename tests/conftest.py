@@ -22,12 +22,15 @@ def _uninitialised_memory_is_nan() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _one_thread(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Small models, where a second thread costs more than it brings, and benchmarks, whose times do
-    not matter here and whose threads would wait for each other on a busy machine."""
+    """Small models, where a second thread costs more than it brings, benchmarks, whose times do not
+    matter here and whose threads would wait for each other on a busy machine, and all tests beside
+    those of another worker. Tests of threads set their number."""
     before = torch.get_num_threads()
+    is_beside_others = "PYTEST_XDIST_WORKER" in os.environ
     folder, file = request.path.parent.name, request.path.stem
     is_benchmark = "benchmark" in file or file == "test_model_step"
-    if folder in ("models", "search") or is_benchmark or file == "test_experiment":
+    is_small = folder in ("models", "search") or file == "test_experiment"
+    if is_beside_others or is_small or is_benchmark:
         torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)

@@ -1,8 +1,11 @@
 """Compiles the CUDA kernels and their host functions as C++, with AddressSanitizer."""
 
+import contextlib
+import fcntl
 import os
 import subprocess
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -76,22 +79,33 @@ def sources_of(csrc: Path) -> list[Path]:
     return sorted((csrc / "cuda").glob("*.cu"))
 
 
+@contextlib.contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Lets other workers of the tests wait until this one has built what all of them use."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def build(folder: Path = FOLDER) -> Path:
     """The library of all emulated operations, in a folder that also keeps the objects.
 
     Raises:
         RuntimeError: a file does not compile; with the compiler's messages.
     """
-    objects = compile_all([HERE / "fibers.cpp", *sources_of(CSRC)], folder)
-    return link(objects, folder / "emulator.so")
+    with only_one(folder):
+        objects = compile_all([HERE / "fibers.cpp", *sources_of(CSRC)], folder)
+        return link(objects, folder / "emulator.so")
 
 
 def build_probes(folder: Path = FOLDER) -> Path:
     """The program of broken kernels that the emulator is tested with."""
-    objects = compile_all([HERE / "fibers.cpp", HERE / "probes.cpp"], folder)
     program = folder / "probes"
-    if not is_newer(program, objects):
-        run([COMPILER, "-fsanitize=address", *map(str, objects), "-o", str(program)])
+    with only_one(folder):
+        objects = compile_all([HERE / "fibers.cpp", HERE / "probes.cpp"], folder)
+        if not is_newer(program, objects):
+            run([COMPILER, "-fsanitize=address", *map(str, objects), "-o", str(program)])
     return program
 
 
@@ -101,7 +115,8 @@ def rebuild(csrc: Path, changed: str, operation: str, folder: Path) -> Path:
     Raises:
         RuntimeError: the operation does not read that file, or does not compile.
     """
-    objects = compile_all([HERE / "fibers.cpp", *sources_of(CSRC)], FOLDER)
+    with only_one(FOLDER):
+        objects = compile_all([HERE / "fibers.cpp", *sources_of(CSRC)], FOLDER)
     if CSRC / changed not in [path.resolve() for path in reads(FOLDER / f"{operation}.o")]:
         raise RuntimeError(f"{changed} is not part of {operation}")
     broken = compile_object(csrc / "cuda" / f"{operation}.cu", folder)
