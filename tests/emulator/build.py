@@ -4,7 +4,6 @@ import contextlib
 import fcntl
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -27,11 +26,16 @@ FLAGS = [
 ]  # fmt: skip
 
 
-def run(command: list[str]) -> None:
-    """Runs a compiler; raises with its messages when it fails."""
-    result = subprocess.run(command, capture_output=True, text=True)
+def make(command: list[str], made: Path) -> Path:
+    """Runs a compiler; raises with its messages when it fails.
+
+    The file has its name only when it is whole, so that a stopped build leaves none to go on with.
+    """
+    partial = made.with_name(f"{made.name}.partial")
+    result = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
     if result.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}\n{result.stderr}")
+    return partial.rename(made)
 
 
 def reads(compiled: Path) -> list[Path]:
@@ -54,11 +58,8 @@ def compile_object(source: Path, folder: Path) -> Path:
     inputs = reads(compiled)
     if not inputs or not is_newer(compiled, [*inputs, Path(__file__)]):
         folder.mkdir(parents=True, exist_ok=True)
-        # Its own name: another process may compile the same file.
-        partial = folder / f"{source.stem}.{os.getpid()}.{threading.get_ident()}.partial"
-        run([COMPILER, *FLAGS, "-MD", "-MF", str(compiled.with_suffix(".d")), "-c", str(source),
-             "-o", str(partial)])  # fmt: skip
-        partial.rename(compiled)
+        listing = str(compiled.with_suffix(".d"))
+        make([COMPILER, *FLAGS, "-MD", "-MF", listing, "-c", str(source)], compiled)
     return compiled
 
 
@@ -66,7 +67,7 @@ def link(objects: list[Path], library: Path) -> Path:
     if not is_newer(library, objects):
         libraries = [f"-L{TORCH / 'lib'}", "-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10"]
         names = [str(path) for path in objects]
-        run([COMPILER, "-shared", "-fsanitize=address", *names, "-o", str(library), *libraries])
+        make([COMPILER, "-shared", "-fsanitize=address", *names, *libraries], library)
     return library
 
 
@@ -105,7 +106,7 @@ def build_probes(folder: Path = FOLDER) -> Path:
     with only_one(folder):
         objects = compile_all([HERE / "fibers.cpp", HERE / "probes.cpp"], folder)
         if not is_newer(program, objects):
-            run([COMPILER, "-fsanitize=address", *map(str, objects), "-o", str(program)])
+            make([COMPILER, "-fsanitize=address", *map(str, objects)], program)
     return program
 
 
