@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from search.pairs import planted_pairs, prepare
+from search.pairs import killed_after, planted_pairs, prepare
 
 from varemb.search.base import StoredTable
 from varemb.search.fixed_sizes import FixedSizes, FixedSizesConfig
@@ -130,6 +130,16 @@ def test_pep_learns_masks_that_no_plan_has(split):
     ends = table.offsets.long()
     rows = [table.columns[ends[row] : ends[row + 1]].tolist() for row in range(len(ends) - 1)]
     assert sum(row != list(range(len(row))) for row in rows) > len(rows) / 2
+
+
+@pytest.mark.parametrize("saves", [1, 22, 27])  # before and after the first mask; in the trainings
+@pytest.mark.parametrize("name", ["ngcf", "ncf"])  # dropout; two tables
+def test_a_killed_pep_goes_on_and_ends_as_uninterrupted(split, name, saves, tmp_path):
+    whole = fit(split, CONFIGS["pep"], name)
+    with killed_after(saves):
+        fit(split, CONFIGS["pep"], name, checkpoint_dir=tmp_path)
+    again = fit(split, CONFIGS["pep"], name, checkpoint_dir=tmp_path, resume=True)
+    assert plain(again) == plain(whole)
 
 
 @pytest.mark.parametrize(("config", "error", "message"), [

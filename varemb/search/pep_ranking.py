@@ -14,7 +14,6 @@ DIFFERS: gradients are not clipped; recommenders here are trained as CIESS train
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from torch import Tensor, nn
 
 from varemb.search.csr import CsrTable
 from varemb.search.pairwise import (
-    Fitting,
     MakeNodeTable,
     PairData,
     PairwiseConfig,
@@ -32,6 +30,7 @@ from varemb.search.pairwise import (
     Trainer,
 )
 from varemb.search.pep import GRANULARITIES, ThresholdTable
+from varemb.search.progress import closing, make_bar
 from varemb.search.retraining import Candidate, RankingResult, measure_levels, open_progress
 from varemb.search.settings import check_choice, check_positive, check_rates, option
 from varemb.search.sparsity import allowed_numbers
@@ -90,7 +89,7 @@ class RankingPEP:
     ) -> RankingResult:
         """Masks for every sparsity, trained and tested; arguments and errors as CIESS.fit.
 
-        A checkpoint keeps the masks once all are there, and every training after that.
+        A checkpoint is written after every epoch of the pruning and every training after it.
 
         Raises:
             RuntimeError: a sparsity is not reached within the passes.
@@ -98,67 +97,126 @@ class RankingPEP:
         config = self.config
         check_ranking_pep(config)
         kept, state = open_progress("pep", config, training, data, checkpoint_dir, resume=resume)
-        rows = data.num_users + data.num_items
-        allowed = {c: allowed_numbers(rows, config.width, c) for c in sorted(config.sparsities)}
-        trainer = Trainer.of_search(prepare, data, training, config.seed)
-        if state is None:
-            first, masks = self._prune(trainer, allowed, rows)
-            kept.before = {"first": first, "masks": masks, "seconds": dict(trainer.seconds)}
-            kept.file.save({**kept.before, "done": {}})
-        else:
-            kept.before = {name: state[name] for name in ("first", "masks", "seconds")}
-            first, masks = state["first"], state["masks"]
-        found = {
-            c: [Candidate(_masked_tables(rows, first, masks[place]))]
-            for place, c in enumerate(allowed)
-        }
+        search = _Search(config, data, prepare, training)
+        if state is not None:
+            search.load_state(state)
+        bar = make_bar("pep", config.max_epochs, initial=search.epochs, progress=progress)
+        with closing(bar):
+            while search.is_waiting:
+                left = search.advance()
+                kept.file.save(search.state())
+                if bar is not None:
+                    bar.update()
+                    bar.set_postfix({"sparsity": f"{1 - left:.3f}"})
+        kept.before = search.state()
+        found = {c: [search.candidate(c)] for c in config.sparsities}
         return measure_levels(
-            {c: found[c] for c in config.sparsities}, data, prepare, trainer, training,
-            config.width, config.seed, lambda quality: quality.mean, kept, progress=progress,
+            found, data, prepare, search.trainer, training, config.width, config.seed,
+            lambda quality: quality.mean, kept, progress=progress,
         )  # fmt: skip
 
-    def _prune(
-        self, trainer: Trainer, allowed: dict[float, int], rows: int
-    ) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """First numbers of each table [N, D], and for each sparsity the mask of each table."""
-        config, generator = self.config, torch.Generator().manual_seed(self.config.seed)
-        tables: list[ThresholdTable] = []
+
+class _Search:
+    """A pruning between two epochs."""
+
+    def __init__(
+        self,
+        config: RankingPEPConfig,
+        data: PairData,
+        prepare: Prepare,
+        training: PairwiseConfig,
+    ) -> None:
+        self.config, self.generator = config, torch.Generator().manual_seed(config.seed)
+        self.rows = rows = data.num_users + data.num_items
+        levels = sorted(config.sparsities)  # in the order in which the pruning reaches them
+        self.allowed = {c: allowed_numbers(rows, config.width, c) for c in levels}
+        self.trainer = Trainer.of_search(prepare, data, training, config.seed)
+        self.tables: list[ThresholdTable] = []
 
         def make_table(std: float) -> nn.Module:
-            tables.append(
-                ThresholdTable([rows], config.width, config.granularity, config.s_init, std)
-            )
-            return NodeTable(tables[-1])
+            table = ThresholdTable([rows], config.width, config.granularity, config.s_init, std)
+            self.tables.append(table)
+            return NodeTable(table)
 
-        fitting = trainer.start(make_table, generator)
-        first = [t.table.weight.detach().clone().view(rows, config.width) for t in tables]
-        total = trainer.steps_of(config.max_epochs)
-        fitting.optimizer = self._make_optimizer(fitting, tables, total)
-        masks: list[list[Tensor]] = []
-        waiting, left = list(allowed.values()), math.inf
-        for _ in range(total):
-            trainer.advance(fitting, 1, generator)
-            now = [table.mask() for table in tables]
+        self.fitting = self.trainer.start(make_table, self.generator)
+        self.first = [  # numbers of each table before the pruning. [N, D]
+            table.table.weight.detach().clone().view(rows, config.width) for table in self.tables
+        ]
+        self.fitting.optimizer = self._make_optimizer()
+        self.masks: list[list[Tensor]] = []  # of each sparsity so far, of each table. [N, D] bool
+        self.epochs = 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a sparsity has no masks yet."""
+        return len(self.masks) < len(self.allowed)
+
+    def advance(self) -> float:
+        """The next epoch, or as much of it as is needed; returns the share of numbers left.
+
+        Raises:
+            RuntimeError: there is none left.
+        """
+        config, limits = self.config, list(self.allowed.values())
+        tables = len(self.tables)
+        for _ in range(self.trainer.steps_of(1)):
+            self.trainer.advance(self.fitting, 1, self.generator)
+            now = [table.mask() for table in self.tables]
             left = sum(int(mask.sum()) for mask in now)
-            while waiting and left <= len(tables) * waiting[0]:
-                masks.append(now)
-                del waiting[0]
-            if not waiting:
-                return first, masks
-        share = left / (len(tables) * rows * config.width)
-        raise RuntimeError(
-            f"PEP: {share:.3f} of the numbers are left after {config.max_epochs} epochs, "
-            f"sparsities {config.sparsities}; lower lr, or raise s_lr or max_epochs"
-        )
+            while self.is_waiting and left <= tables * limits[len(self.masks)]:
+                self.masks.append(now)
+            if not self.is_waiting:
+                break
+        self.epochs += 1
+        share = left / (tables * self.rows * config.width)
+        if self.is_waiting and self.epochs == config.max_epochs:
+            raise RuntimeError(
+                f"PEP: {share:.3f} of the numbers are left after {config.max_epochs} epochs, "
+                f"sparsities {config.sparsities}; lower lr, or raise s_lr or max_epochs"
+            )
+        return share
 
-    def _make_optimizer(
-        self, fitting: Fitting, tables: list[ThresholdTable], steps: int
-    ) -> torch.optim.Optimizer:
+    def candidate(self, sparsity: float) -> Candidate:
+        """The masked tables of a sparsity, from the first numbers."""
+        masks = self.masks[list(self.allowed).index(sparsity)]
+        return Candidate(_masked_tables(self.rows, self.first, masks))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds: once all masks are there, no model any more."""
+        state = {
+            "first": self.first,
+            "masks": self.masks,
+            "epochs": self.epochs,
+            "seconds": dict(self.trainer.seconds),
+        }
+        if not self.is_waiting:
+            return state
+        return state | {
+            "model": self.fitting.model.state_dict(),
+            "optimizer": self.fitting.optimizer.state_dict(),
+            "steps": self.fitting.steps,
+            "generator": self.generator.get_state(),
+            "sampler": self.trainer.sampler.state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Takes over what `state` gave."""
+        self.first, self.masks, self.epochs = state["first"], state["masks"], state["epochs"]
+        self.trainer.seconds.update(state["seconds"])
+        if self.is_waiting:
+            self.fitting.model.load_state_dict(state["model"])
+            self.fitting.optimizer.load_state_dict(state["optimizer"])
+            self.fitting.steps = state["steps"]
+            self.generator.set_state(state["generator"])
+            self.trainer.sampler.load_state(state["sampler"])
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
         """Adam, with a group for the thresholds; the rates stay as they are."""
-        config, logits = self.config, [table.s for table in tables]
+        config, logits = self.config, [table.s for table in self.tables]
         own = {id(s) for s in logits}
+        steps = self.trainer.steps_of(config.max_epochs)
         groups: list[dict[str, Any]] = [
-            {"params": [p for p in fitting.model.parameters() if id(p) not in own]},
+            {"params": [p for p in self.fitting.model.parameters() if id(p) not in own]},
             {
                 "params": logits,
                 "lr": config.s_lr or max(-config.s_init, 1.0) / max(steps / 2, 1),
