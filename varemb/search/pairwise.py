@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from varemb.bpr_sampler import BprSampler
 from varemb.nn import VarEmbedding
 from varemb.ranking import Score, item_lists, rank_metrics
+from varemb.search.progress import Bar, closing, make_bar
 from varemb.search.settings import check_positive, option
 from varemb.search.training import seeded_from
 
@@ -236,8 +237,14 @@ class Trainer:
         """Steps of so many passes over the pairs, at least 1."""
         return max(math.ceil(epochs * len(self._pairs[0]) / self.config.batch_size), 1)
 
-    def advance(self, fitting: Fitting, steps: int, generator: torch.Generator) -> float:
-        """Trains for some steps; returns their mean loss.
+    def advance(
+        self,
+        fitting: Fitting,
+        steps: int,
+        generator: torch.Generator,
+        bar: Bar | None = None,
+    ) -> float:
+        """Trains for some steps, each of which moves the bar; returns their mean loss.
 
         Raises:
             FloatingPointError: the loss is not finite.
@@ -247,6 +254,8 @@ class Trainer:
         with seeded_from(generator):
             for _ in range(steps):
                 total += self._step(fitting)
+                if bar is not None:
+                    bar.update()
         return total / steps
 
     def _step(self, fitting: Fitting) -> float:
@@ -293,9 +302,9 @@ class Trainer:
         return (sums / torch.bincount(items, minlength=self.num_items)).float()  # 0 / 0 is NaN
 
     def fit(
-        self, make_table: MakeNodeTable, generator: torch.Generator
+        self, make_table: MakeNodeTable, generator: torch.Generator, *, progress: bool = False
     ) -> tuple[Fitting, Quality, int]:
-        """A recommender trained until it does not get better.
+        """A recommender trained until it does not get better; `progress` shows a bar of its steps.
 
         Returns:
             The recommender with the weights of its best round, its quality, and that round, from 1.
@@ -303,15 +312,21 @@ class Trainer:
         config = self.config
         fitting = self.start(make_table, generator)
         best, best_quality, best_round = fitting.model.state_dict(), None, 0
-        for number in range(1, config.max_rounds + 1):
-            self.advance(fitting, self.steps_of(config.round_epochs), generator)
-            quality = self.rank(fitting.model)
-            if best_quality is None or quality.mean > best_quality.mean:
-                state = fitting.model.state_dict()
-                best = {name: value.clone() for name, value in state.items()}
-                best_quality, best_round = quality, number
-            if number - best_round >= config.patience:
-                break
+        steps = self.steps_of(config.round_epochs)
+        bar = make_bar("steps, at most", config.max_rounds * steps, progress=progress)
+        with closing(bar):
+            for number in range(1, config.max_rounds + 1):
+                self.advance(fitting, steps, generator, bar)
+                quality = self.rank(fitting.model)
+                if best_quality is None or quality.mean > best_quality.mean:
+                    state = fitting.model.state_dict()
+                    best = {name: value.clone() for name, value in state.items()}
+                    best_quality, best_round = quality, number
+                if number - best_round >= config.patience:
+                    break
+                if bar is not None:
+                    recall = f"{best_quality.means['recall@20']:.4f}"
+                    bar.set_postfix({"round": number, "best": best_round, "R@20": recall})
         assert best_quality is not None
         fitting.model.load_state_dict(best)
         return fitting, best_quality, best_round

@@ -33,6 +33,7 @@ from varemb.search.pairwise import (
     packed_table,
     tables_of,
 )
+from varemb.search.progress import closing, make_bar
 from varemb.search.sparsity import Dims, to_dims, to_plan
 
 _BYTES = ("weights", "index", "unify", "optimizer")
@@ -162,7 +163,7 @@ def measure_levels(
         seed: of first weights and triples.
         score: what makes a candidate the best, of its validation.
         kept: trainings that are done.
-        progress: say what is trained.
+        progress: say what is trained, and show a bar of its steps.
     """
     trainers: list[Trainer] = []  # of training and validation pairs, made when it is needed
 
@@ -171,14 +172,15 @@ def measure_levels(
             both = join_pairs(data.train, data.valid)
             sizes = data.num_users, data.num_items
             trainers.append(Trainer(prepare, both, data.test, *sizes, training, seed))
-        return _test(trainers[0], candidate, rounds * training.round_epochs, width, seed)
+        epochs = rounds * training.round_epochs
+        return _test(trainers[0], candidate, epochs, width, seed, progress=progress)
 
     levels = []
     for sparsity, plans in candidates.items():
         trials = []
         for number, candidate in enumerate(plans):
             _say(f"sparsity {sparsity:g}: plan {number + 1} of {len(plans)}", progress)
-            attempt = partial(_try, trainer, candidate, seed, score)
+            attempt = partial(_try, trainer, candidate, seed, score, progress=progress)
             trials.append(kept.once(f"{sparsity}/{number}", attempt))
         best = max(range(len(trials)), key=lambda i: float(trials[i]["score"]))
         chosen, found = plans[best], trials[best]
@@ -201,11 +203,17 @@ def measure_levels(
 
 
 def _try(
-    trainer: Trainer, candidate: Candidate, seed: int, score: Callable[[Quality], float]
+    trainer: Trainer,
+    candidate: Candidate,
+    seed: int,
+    score: Callable[[Quality], float],
+    *,
+    progress: bool,
 ) -> dict[str, Any]:
     trainer.rewind()
     before = dict(trainer.seconds)
-    _, quality, rounds = trainer.fit(candidate.make_table, torch.Generator().manual_seed(seed))
+    generator = torch.Generator().manual_seed(seed)
+    _, quality, rounds = trainer.fit(candidate.make_table, generator, progress=progress)
     value = score(quality)
     return {
         "score": value if math.isfinite(value) else 0.0,
@@ -218,13 +226,16 @@ def _try(
 
 
 def _test(
-    trainer: Trainer, candidate: Candidate, epochs: int, width: int, seed: int
+    trainer: Trainer, candidate: Candidate, epochs: int, width: int, seed: int, *, progress: bool
 ) -> dict[str, Any]:
     trainer.rewind()
     before = dict(trainer.seconds)
     generator = torch.Generator().manual_seed(seed)
     fitting = trainer.start(candidate.make_table, generator)
-    trainer.advance(fitting, trainer.steps_of(epochs), generator)
+    steps = trainer.steps_of(epochs)
+    bar = make_bar("steps", steps, progress=progress)
+    with closing(bar):
+        trainer.advance(fitting, steps, generator, bar)
     quality = trainer.rank(fitting.model)
     return {
         "metrics": quality.means,
