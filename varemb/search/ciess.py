@@ -114,7 +114,7 @@ class CIESS:
         if state is not None:
             search.load_state(state)
         if search.peaks is None:
-            search.find_peaks()
+            search.find_peaks(progress=progress)
             kept.file.save(search.state())
         steps = config.episodes * config.iterations
         run_steps("ciess", search, steps, kept.file.save, _show, progress=progress)
@@ -154,10 +154,10 @@ class _Search:
         self.history: list[dict[str, Any]] = []
         self.earlier: Recommender | None = None
 
-    def find_peaks(self) -> None:
+    def find_peaks(self, *, progress: bool = False) -> None:
         """Quality of a fully trained full-size recommender: the denominator of Eq. 7."""
-        full = np.full(len(self.trainer.counts), self.config.width)
-        _, quality, _ = self.trainer.fit(packed_table(full, self.config.width), self.generator)
+        make = packed_table(np.full(len(self.trainer.counts), self.config.width), self.config.width)
+        _, quality, _ = self.trainer.fit(make, self.generator, progress=progress)
         peaks = quality.nodes()
         self.peaks = torch.where(peaks > _LEAST_PEAK, peaks, torch.nan)
 
