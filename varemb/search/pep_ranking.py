@@ -110,8 +110,10 @@ class RankingPEP:
                     bar.set_postfix({"sparsity": f"{1 - left:.3f}"})
         kept.before = search.state()
         found = {c: [search.candidate(c)] for c in config.sparsities}
+        trainer = search.trainer
+        del search  # and with it the full-size model and its optimizer
         return measure_levels(
-            found, data, prepare, search.trainer, training, config.width, config.seed,
+            found, data, prepare, trainer, training, config.width, config.seed,
             lambda quality: quality.mean, kept, progress=progress,
         )  # fmt: skip
 
@@ -155,7 +157,7 @@ class _Search:
         """The next epoch, or as much of it as is needed; returns the share of numbers left.
 
         Raises:
-            RuntimeError: there is none left.
+            RuntimeError: it was the last one, and a sparsity is not reached.
         """
         config, limits = self.config, list(self.allowed.values())
         tables = len(self.tables)
