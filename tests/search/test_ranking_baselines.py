@@ -8,7 +8,7 @@ from search.pairs import killed_after, planted_pairs, prepare
 
 from varemb.search.base import StoredTable
 from varemb.search.fixed_sizes import FixedSizes, FixedSizesConfig
-from varemb.search.pairwise import PairwiseConfig
+from varemb.search.pairwise import PairwiseConfig, Trainer
 from varemb.search.pep_ranking import RankingPEP, RankingPEPConfig
 from varemb.search.retraining import dims_of
 
@@ -130,6 +130,30 @@ def test_pep_learns_masks_that_no_plan_has(split):
     ends = table.offsets.long()
     rows = [table.columns[ends[row] : ends[row + 1]].tolist() for row in range(len(ends) - 1)]
     assert sum(row != list(range(len(row))) for row in rows) > len(rows) / 2
+
+
+@pytest.mark.parametrize("saves", range(1, 9))  # three rounds, a record; as many of the test
+def test_a_killed_training_goes_on_from_its_last_round(split, saves, tmp_path, monkeypatch):
+    steps, step = [], Trainer._step
+    monkeypatch.setattr(Trainer, "_step", lambda *args: steps.append(0) or step(*args))
+    training = replace(
+        TRAINING, lr_steps=1, lr_factor=0.95, decay=0.0, patience=3, max_rounds=3
+    )  # the best round is the third
+    config = replace(CONFIGS["es"], sparsities=(0.8,))
+
+    def fit_ngcf(**options):  # its dropout draws from torch's own generator
+        result = FixedSizes(config).fit(
+            split, prepare(split, "ngcf", WIDTH), training, progress=False, **options
+        )
+        return plain(result), len(steps)
+
+    whole, needed = fit_ngcf()
+    steps.clear()
+    with killed_after(saves):
+        fit_ngcf(checkpoint_dir=tmp_path)
+    again, made = fit_ngcf(checkpoint_dir=tmp_path, resume=True)
+    assert again == whole and made == needed  # no step was made twice
+    assert [path.name for path in tmp_path.iterdir()] == ["es.safetensors"]
 
 
 @pytest.mark.parametrize("saves", [1, 22, 27])  # before and after the first mask; in the trainings

@@ -41,6 +41,7 @@ from torch import Tensor
 
 from varemb.search.dim_agents import CIESSConfig, Side, check_ciess
 from varemb.search.pairwise import (
+    Kept,
     PairData,
     PairwiseConfig,
     Prepare,
@@ -114,8 +115,10 @@ class CIESS:
         if state is not None:
             search.load_state(state)
         if search.peaks is None:
-            search.find_peaks(progress=progress)
+            unfinished = kept.unfinished("peaks")
+            search.find_peaks(unfinished, progress=progress)
             kept.file.save(search.state())
+            unfinished.remove()
         steps = config.episodes * config.iterations
         run_steps("ciess", search, steps, kept.file.save, _show, progress=progress)
         kept.before = search.state()
@@ -154,10 +157,10 @@ class _Search:
         self.history: list[dict[str, Any]] = []
         self.earlier: Recommender | None = None
 
-    def find_peaks(self, *, progress: bool = False) -> None:
+    def find_peaks(self, kept: Kept | None = None, *, progress: bool = False) -> None:
         """Quality of a fully trained full-size recommender: the denominator of Eq. 7."""
         make = packed_table(np.full(len(self.trainer.counts), self.config.width), self.config.width)
-        _, quality, _ = self.trainer.fit(make, self.generator, progress=progress)
+        _, quality, _ = self.trainer.fit(make, self.generator, kept, progress=progress)
         peaks = quality.nodes()
         self.peaks = torch.where(peaks > _LEAST_PEAK, peaks, torch.nan)
 

@@ -168,6 +168,14 @@ def packed_table(dims: Ints, width: int) -> MakeNodeTable:
     return make
 
 
+class Kept(Protocol):
+    """Where a training that takes long is saved, and goes on from."""
+
+    def load(self) -> dict[str, Any] | None: ...
+
+    def save(self, state: Mapping[str, Any]) -> None: ...
+
+
 @dataclass
 class Fitting:
     """A recommender on its way: the steps it has made, and its optimizer."""
@@ -175,6 +183,20 @@ class Fitting:
     model: Recommender
     optimizer: torch.optim.Optimizer
     steps: int = 0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `state` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
 
 
 class Trainer:
@@ -249,13 +271,17 @@ class Trainer:
         Raises:
             FloatingPointError: the loss is not finite.
         """
+        with seeded_from(generator):
+            return self._run(fitting, steps, bar)
+
+    def _run(self, fitting: Fitting, steps: int, bar: Bar | None) -> float:
+        """Some steps, with torch's own randomness as it is."""
         fitting.model.train()
         total = 0.0
-        with seeded_from(generator):
-            for _ in range(steps):
-                total += self._step(fitting)
-                if bar is not None:
-                    bar.update()
+        for _ in range(steps):
+            total += self._step(fitting)
+            if bar is not None:
+                bar.update()
         return total / steps
 
     def _step(self, fitting: Fitting) -> float:
@@ -302,34 +328,114 @@ class Trainer:
         return (sums / torch.bincount(items, minlength=self.num_items)).float()  # 0 / 0 is NaN
 
     def fit(
-        self, make_table: MakeNodeTable, generator: torch.Generator, *, progress: bool = False
+        self,
+        make_table: MakeNodeTable,
+        generator: torch.Generator,
+        kept: Kept | None = None,
+        *,
+        progress: bool = False,
     ) -> tuple[Fitting, Quality, int]:
-        """A recommender trained until it does not get better; `progress` shows a bar of its steps.
+        """A recommender trained until it does not get better.
+
+        Args:
+            make_table: makes its tables.
+            generator: of first weights and dropout.
+            kept: where it is saved after every round, and goes on from.
+            progress: show a bar of its steps.
 
         Returns:
             The recommender with the weights of its best round, its quality, and that round, from 1.
         """
-        config = self.config
-        fitting = self.start(make_table, generator)
-        best, best_quality, best_round = fitting.model.state_dict(), None, 0
-        steps = self.steps_of(config.round_epochs)
-        bar = make_bar("steps, at most", config.max_rounds * steps, progress=progress)
+        config, before = self.config, dict(self.seconds)
+        fitting, steps = self.start(make_table, generator), self.steps_of(self.config.round_epochs)
+        number, best = 0, _Best(fitting.model.state_dict())
+        state = None if kept is None else kept.load()
+        if state is not None:
+            self._load_state(fitting, state)
+            generator.set_state(state["generator"])
+            number, best = state["round"], _Best.of_state(state["best"])
+        total = config.max_rounds * steps
+        bar = make_bar("steps, at most", total, initial=number * steps, progress=progress)
         with closing(bar):
-            for number in range(1, config.max_rounds + 1):
+            while number < config.max_rounds and number - best.round < config.patience:
                 self.advance(fitting, steps, generator, bar)
-                quality = self.rank(fitting.model)
-                if best_quality is None or quality.mean > best_quality.mean:
-                    state = fitting.model.state_dict()
-                    best = {name: value.clone() for name, value in state.items()}
-                    best_quality, best_round = quality, number
-                if number - best_round >= config.patience:
-                    break
+                number += 1
+                best.offer(fitting.model, self.rank(fitting.model), number)
+                if kept is not None:
+                    own = {"generator": generator.get_state(), "round": number}
+                    kept.save(self._state(fitting, before) | own | {"best": best.state()})
                 if bar is not None:
-                    recall = f"{best_quality.means['recall@20']:.4f}"
-                    bar.set_postfix({"round": number, "best": best_round, "R@20": recall})
-        assert best_quality is not None
-        fitting.model.load_state_dict(best)
-        return fitting, best_quality, best_round
+                    recall = f"{best.found.means['recall@20']:.4f}"
+                    bar.set_postfix({"round": number, "best": best.round, "R@20": recall})
+        fitting.model.load_state_dict(best.weights)
+        return fitting, best.found, best.round
+
+    def train(
+        self,
+        make_table: MakeNodeTable,
+        steps: int,
+        generator: torch.Generator,
+        kept: Kept | None = None,
+        *,
+        progress: bool = False,
+    ) -> Fitting:
+        """A recommender trained for so many steps; other arguments as `fit`."""
+        before = dict(self.seconds)
+        fitting = self.start(make_table, generator)
+        with seeded_from(generator):
+            state = None if kept is None else kept.load()
+            if state is not None:
+                self._load_state(fitting, state)
+                torch.set_rng_state(state["rng"])
+            bar = make_bar("steps", steps, initial=fitting.steps, progress=progress)
+            with closing(bar):
+                while fitting.steps < steps:
+                    of_round = self.steps_of(self.config.round_epochs)
+                    self._run(fitting, min(of_round, steps - fitting.steps), bar)
+                    if kept is not None:
+                        kept.save(self._state(fitting, before) | {"rng": torch.get_rng_state()})
+        return fitting
+
+    def _state(self, fitting: Fitting, before: Mapping[str, float]) -> dict[str, Any]:
+        """A training between two rounds that began when so many seconds were spent."""
+        spent = {part: value - before[part] for part, value in self.seconds.items()}
+        return {
+            "fitting": fitting.state(), "sampler": self.sampler.state(), "seconds": spent,
+        }  # fmt: skip
+
+    def _load_state(self, fitting: Fitting, state: Mapping[str, Any]) -> None:
+        """Takes over what `_state` gave."""
+        fitting.load_state(state["fitting"])
+        self.sampler.load_state(state["sampler"])
+        for part, value in state["seconds"].items():
+            self.seconds[part] += value
+
+
+@dataclass
+class _Best:
+    """The best round of a training so far: its weights and quality; round 0 before the first."""
+
+    weights: dict[str, Any]
+    quality: Quality | None = None
+    round: int = 0
+
+    @property
+    def found(self) -> Quality:
+        assert self.quality is not None
+        return self.quality
+
+    def offer(self, model: Recommender, quality: Quality, number: int) -> None:
+        """Takes a copy of a round that is better than all before."""
+        if self.quality is None or quality.mean > self.quality.mean:
+            self.weights = {name: value.clone() for name, value in model.state_dict().items()}
+            self.quality, self.round = quality, number
+
+    def state(self) -> dict[str, Any]:
+        return {"weights": self.weights, "quality": vars(self.found), "round": self.round}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> _Best:
+        return cls(state["weights"], Quality(**state["quality"]), state["round"])
 
 
 def tables_of(model: Recommender) -> list[VarEmbedding]:

@@ -33,7 +33,6 @@ from varemb.search.pairwise import (
     packed_table,
     tables_of,
 )
-from varemb.search.progress import closing, make_bar
 from varemb.search.sparsity import Dims, to_dims, to_plan
 
 _BYTES = ("weights", "index", "unify", "optimizer")
@@ -116,18 +115,48 @@ class Progress:
         file: the checkpoint.
         before: what the search itself keeps.
         done: name of a finished training -> its record.
+        resume: go on from what a stopped run kept.
     """
 
     file: Checkpoint
     before: dict[str, Any] = field(default_factory=dict)
     done: dict[str, dict[str, Any]] = field(default_factory=dict)
+    resume: bool = False
 
-    def once(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def once(self, name: str, run: Callable[[Unfinished], dict[str, Any]]) -> dict[str, Any]:
         """The record of a training, run if it is not there yet, and saved."""
+        unfinished = self.unfinished(name)
         if name not in self.done:
-            self.done[name] = run()
+            self.done[name] = run(unfinished)
             self.file.save({**self.before, "done": self.done})
+        unfinished.remove()
         return self.done[name]
+
+    def unfinished(self, name: str) -> Unfinished:
+        """Where a training is kept until it is finished: a file of its own, beside the search's."""
+        path = self.file.path
+        if path is not None:
+            path = path.with_name(f"{path.stem}-{name.replace('/', '-')}.safetensors")
+        return Unfinished(Checkpoint(path, self.file.identity), self.resume)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A training between two rounds, in a file; see `pairwise.Kept`."""
+
+    file: Checkpoint
+    resume: bool
+
+    def load(self) -> dict[str, Any] | None:
+        return self.file.load(resume=self.resume)
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        self.file.save(state)
+
+    def remove(self) -> None:
+        """Once the training's record is kept."""
+        if self.file.path is not None:
+            self.file.path.unlink(missing_ok=True)
 
 
 def join_pairs(first: Pairs, second: Pairs) -> Pairs:
@@ -167,13 +196,13 @@ def measure_levels(
     """
     trainers: list[Trainer] = []  # of training and validation pairs, made when it is needed
 
-    def test(candidate: Candidate, rounds: int) -> dict[str, Any]:
+    def test(candidate: Candidate, rounds: int, unfinished: Unfinished) -> dict[str, Any]:
         if not trainers:
             both = join_pairs(data.train, data.valid)
             sizes = data.num_users, data.num_items
             trainers.append(Trainer(prepare, both, data.test, *sizes, training, seed))
         epochs = rounds * training.round_epochs
-        return _test(trainers[0], candidate, epochs, width, seed, progress=progress)
+        return _test(trainers[0], candidate, epochs, width, seed, unfinished, progress=progress)
 
     levels = []
     for sparsity, plans in candidates.items():
@@ -207,13 +236,14 @@ def _try(
     candidate: Candidate,
     seed: int,
     score: Callable[[Quality], float],
+    unfinished: Unfinished,
     *,
     progress: bool,
 ) -> dict[str, Any]:
     trainer.rewind()
     before = dict(trainer.seconds)
     generator = torch.Generator().manual_seed(seed)
-    _, quality, rounds = trainer.fit(candidate.make_table, generator, progress=progress)
+    _, quality, rounds = trainer.fit(candidate.make_table, generator, unfinished, progress=progress)
     value = score(quality)
     return {
         "score": value if math.isfinite(value) else 0.0,
@@ -226,16 +256,21 @@ def _try(
 
 
 def _test(
-    trainer: Trainer, candidate: Candidate, epochs: int, width: int, seed: int, *, progress: bool
+    trainer: Trainer,
+    candidate: Candidate,
+    epochs: int,
+    width: int,
+    seed: int,
+    unfinished: Unfinished,
+    *,
+    progress: bool,
 ) -> dict[str, Any]:
     trainer.rewind()
     before = dict(trainer.seconds)
     generator = torch.Generator().manual_seed(seed)
-    fitting = trainer.start(candidate.make_table, generator)
-    steps = trainer.steps_of(epochs)
-    bar = make_bar("steps", steps, progress=progress)
-    with closing(bar):
-        trainer.advance(fitting, steps, generator, bar)
+    fitting = trainer.train(
+        candidate.make_table, trainer.steps_of(epochs), generator, unfinished, progress=progress
+    )
     quality = trainer.rank(fitting.model)
     return {
         "metrics": quality.means,
@@ -287,7 +322,8 @@ def open_progress(
     identity["content"] = checksum(rows for part in parts for rows in part)
     file = Checkpoint.in_folder(folder, name, identity)
     state = file.load(resume=resume)
-    return Progress(file, done={} if state is None else state.get("done", {})), state
+    done = {} if state is None else state.get("done", {})
+    return Progress(file, done=done, resume=resume), state
 
 
 def dims_of(result: LevelResult) -> Dims:
