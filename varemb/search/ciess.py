@@ -98,7 +98,8 @@ class CIESS:
                 pairs and of these with the validation pairs.
             training: how recommenders are trained.
             progress: show a bar over the trainings.
-            checkpoint_dir: folder of ciess.safetensors, written after every training.
+            checkpoint_dir: folder of ciess.safetensors, written after every training; a full one
+                has a file of its own there, written after every round, until it is done.
             resume: continue from it; the result is the one of an uninterrupted run.
 
         Raises:
