@@ -41,7 +41,6 @@ from torch import Tensor
 
 from varemb.search.dim_agents import CIESSConfig, Side, check_ciess
 from varemb.search.pairwise import (
-    Kept,
     PairData,
     PairwiseConfig,
     Prepare,
@@ -60,6 +59,7 @@ from varemb.search.retraining import (
     plan_candidate,
     seconds_since,
 )
+from varemb.search.rounds import Unfinished, train_while_better
 from varemb.search.sparsity import Dims, TopPlans, allowed_numbers, fit_dims
 
 _SIDES = ("user", "item")
@@ -158,10 +158,12 @@ class _Search:
         self.history: list[dict[str, Any]] = []
         self.earlier: Recommender | None = None
 
-    def find_peaks(self, kept: Kept | None = None, *, progress: bool = False) -> None:
+    def find_peaks(self, kept: Unfinished | None = None, *, progress: bool = False) -> None:
         """Quality of a fully trained full-size recommender: the denominator of Eq. 7."""
         make = packed_table(np.full(len(self.trainer.counts), self.config.width), self.config.width)
-        _, quality, _ = self.trainer.fit(make, self.generator, kept, progress=progress)
+        _, quality, _ = train_while_better(
+            self.trainer, make, self.generator, kept, progress=progress
+        )
         peaks = quality.nodes()
         self.peaks = torch.where(peaks > _LEAST_PEAK, peaks, torch.nan)
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from varemb.bpr_sampler import BprSampler
 from varemb.nn import VarEmbedding
 from varemb.ranking import Score, item_lists, rank_metrics
-from varemb.search.progress import Bar, closing, make_bar
+from varemb.search.progress import Bar
 from varemb.search.settings import check_positive, option
 from varemb.search.training import seeded_from
 
@@ -168,14 +168,6 @@ def packed_table(dims: Ints, width: int) -> MakeNodeTable:
     return make
 
 
-class Kept(Protocol):
-    """Where a training that takes long is saved, and goes on from."""
-
-    def load(self) -> dict[str, Any] | None: ...
-
-    def save(self, state: Mapping[str, Any]) -> None: ...
-
-
 @dataclass
 class Fitting:
     """A recommender on its way: the steps it has made, and its optimizer."""
@@ -272,10 +264,10 @@ class Trainer:
             FloatingPointError: the loss is not finite.
         """
         with seeded_from(generator):
-            return self._run(fitting, steps, bar)
+            return self.run(fitting, steps, bar)
 
-    def _run(self, fitting: Fitting, steps: int, bar: Bar | None) -> float:
-        """Some steps, with torch's own randomness as it is."""
+    def run(self, fitting: Fitting, steps: int, bar: Bar | None = None) -> float:
+        """As `advance`, with torch's own randomness as it is."""
         fitting.model.train()
         total = 0.0
         for _ in range(steps):
@@ -326,116 +318,6 @@ class Trainer:
         users, items = users[is_ranked], items[is_ranked]
         sums = torch.bincount(items, of_users[users].double(), minlength=self.num_items)
         return (sums / torch.bincount(items, minlength=self.num_items)).float()  # 0 / 0 is NaN
-
-    def fit(
-        self,
-        make_table: MakeNodeTable,
-        generator: torch.Generator,
-        kept: Kept | None = None,
-        *,
-        progress: bool = False,
-    ) -> tuple[Fitting, Quality, int]:
-        """A recommender trained until it does not get better.
-
-        Args:
-            make_table: makes its tables.
-            generator: of first weights and dropout.
-            kept: where it is saved after every round, and goes on from.
-            progress: show a bar of its steps.
-
-        Returns:
-            The recommender with the weights of its best round, its quality, and that round, from 1.
-        """
-        config, before = self.config, dict(self.seconds)
-        fitting, steps = self.start(make_table, generator), self.steps_of(self.config.round_epochs)
-        number, best = 0, _Best(fitting.model.state_dict())
-        state = None if kept is None else kept.load()
-        if state is not None:
-            self._load_state(fitting, state)
-            generator.set_state(state["generator"])
-            number, best = state["round"], _Best.of_state(state["best"])
-        total = config.max_rounds * steps
-        bar = make_bar("steps, at most", total, initial=number * steps, progress=progress)
-        with closing(bar):
-            while number < config.max_rounds and number - best.round < config.patience:
-                self.advance(fitting, steps, generator, bar)
-                number += 1
-                best.offer(fitting.model, self.rank(fitting.model), number)
-                if kept is not None:
-                    own = {"generator": generator.get_state(), "round": number}
-                    kept.save(self._state(fitting, before) | own | {"best": best.state()})
-                if bar is not None:
-                    recall = f"{best.found.means['recall@20']:.4f}"
-                    bar.set_postfix({"round": number, "best": best.round, "R@20": recall})
-        fitting.model.load_state_dict(best.weights)
-        return fitting, best.found, best.round
-
-    def train(
-        self,
-        make_table: MakeNodeTable,
-        steps: int,
-        generator: torch.Generator,
-        kept: Kept | None = None,
-        *,
-        progress: bool = False,
-    ) -> Fitting:
-        """A recommender trained for so many steps; other arguments as `fit`."""
-        before = dict(self.seconds)
-        fitting = self.start(make_table, generator)
-        with seeded_from(generator):
-            state = None if kept is None else kept.load()
-            if state is not None:
-                self._load_state(fitting, state)
-                torch.set_rng_state(state["rng"])
-            bar = make_bar("steps", steps, initial=fitting.steps, progress=progress)
-            with closing(bar):
-                while fitting.steps < steps:
-                    of_round = self.steps_of(self.config.round_epochs)
-                    self._run(fitting, min(of_round, steps - fitting.steps), bar)
-                    if kept is not None:
-                        kept.save(self._state(fitting, before) | {"rng": torch.get_rng_state()})
-        return fitting
-
-    def _state(self, fitting: Fitting, before: Mapping[str, float]) -> dict[str, Any]:
-        """A training between two rounds that began when so many seconds were spent."""
-        spent = {part: value - before[part] for part, value in self.seconds.items()}
-        return {
-            "fitting": fitting.state(), "sampler": self.sampler.state(), "seconds": spent,
-        }  # fmt: skip
-
-    def _load_state(self, fitting: Fitting, state: Mapping[str, Any]) -> None:
-        """Takes over what `_state` gave."""
-        fitting.load_state(state["fitting"])
-        self.sampler.load_state(state["sampler"])
-        for part, value in state["seconds"].items():
-            self.seconds[part] += value
-
-
-@dataclass
-class _Best:
-    """The best round of a training so far: its weights and quality; round 0 before the first."""
-
-    weights: dict[str, Any]
-    quality: Quality | None = None
-    round: int = 0
-
-    @property
-    def found(self) -> Quality:
-        assert self.quality is not None
-        return self.quality
-
-    def offer(self, model: Recommender, quality: Quality, number: int) -> None:
-        """Takes a copy of a round that is better than all before."""
-        if self.quality is None or quality.mean > self.quality.mean:
-            self.weights = {name: value.clone() for name, value in model.state_dict().items()}
-            self.quality, self.round = quality, number
-
-    def state(self) -> dict[str, Any]:
-        return {"weights": self.weights, "quality": vars(self.found), "round": self.round}
-
-    @classmethod
-    def of_state(cls, state: Mapping[str, Any]) -> _Best:
-        return cls(state["weights"], Quality(**state["quality"]), state["round"])
 
 
 def tables_of(model: Recommender) -> list[VarEmbedding]:

@@ -33,6 +33,7 @@ from varemb.search.pairwise import (
     packed_table,
     tables_of,
 )
+from varemb.search.rounds import Unfinished, train_for, train_while_better
 from varemb.search.sparsity import Dims, to_dims, to_plan
 
 _BYTES = ("weights", "index", "unify", "optimizer")
@@ -140,25 +141,6 @@ class Progress:
         return Unfinished(Checkpoint(path, self.file.identity), self.resume)
 
 
-@dataclass(frozen=True)
-class Unfinished:
-    """A training between two rounds, in a file; see `pairwise.Kept`."""
-
-    file: Checkpoint
-    resume: bool
-
-    def load(self) -> dict[str, Any] | None:
-        return self.file.load(resume=self.resume)
-
-    def save(self, state: Mapping[str, Any]) -> None:
-        self.file.save(state)
-
-    def remove(self) -> None:
-        """Once the training's record is kept."""
-        if self.file.path is not None:
-            self.file.path.unlink(missing_ok=True)
-
-
 def join_pairs(first: Pairs, second: Pairs) -> Pairs:
     """The pairs of both."""
     users, items = (np.concatenate(rows) for rows in zip(first, second, strict=True))
@@ -243,7 +225,9 @@ def _try(
     trainer.rewind()
     before = dict(trainer.seconds)
     generator = torch.Generator().manual_seed(seed)
-    _, quality, rounds = trainer.fit(candidate.make_table, generator, unfinished, progress=progress)
+    _, quality, rounds = train_while_better(
+        trainer, candidate.make_table, generator, unfinished, progress=progress
+    )
     value = score(quality)
     return {
         "score": value if math.isfinite(value) else 0.0,
@@ -268,8 +252,9 @@ def _test(
     trainer.rewind()
     before = dict(trainer.seconds)
     generator = torch.Generator().manual_seed(seed)
-    fitting = trainer.train(
-        candidate.make_table, trainer.steps_of(epochs), generator, unfinished, progress=progress
+    steps = trainer.steps_of(epochs)
+    fitting = train_for(
+        trainer, candidate.make_table, steps, generator, unfinished, progress=progress
     )
     quality = trainer.rank(fitting.model)
     return {
