@@ -254,9 +254,7 @@ class _Search:
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds."""
         return {
-            "model": self.fitting.model.state_dict(),
-            "optimizer": self.fitting.optimizer.state_dict(),
-            "steps": self.fitting.steps,
+            **self.fitting.state(),
             "t": self.masks.t.detach(),
             "generator": self.generator.get_state(),
             "sampler": self.trainer.sampler.state(),
@@ -268,9 +266,7 @@ class _Search:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes over what `state` gave."""
-        self.fitting.model.load_state_dict(state["model"])
-        self.fitting.optimizer.load_state_dict(state["optimizer"])
-        self.fitting.steps = state["steps"]
+        self.fitting.load_state(state)
         self.masks.t.data.copy_(state["t"])
         self.generator.set_state(state["generator"])
         self.trainer.sampler.load_state(state["sampler"])

@@ -194,9 +194,7 @@ class _Search:
         if not self.is_waiting:
             return state
         return state | {
-            "model": self.fitting.model.state_dict(),
-            "optimizer": self.fitting.optimizer.state_dict(),
-            "steps": self.fitting.steps,
+            **self.fitting.state(),
             "generator": self.generator.get_state(),
             "sampler": self.trainer.sampler.state(),
         }
@@ -206,9 +204,7 @@ class _Search:
         self.first, self.masks, self.epochs = state["first"], state["masks"], state["epochs"]
         self.trainer.seconds.update(state["seconds"])
         if self.is_waiting:
-            self.fitting.model.load_state_dict(state["model"])
-            self.fitting.optimizer.load_state_dict(state["optimizer"])
-            self.fitting.steps = state["steps"]
+            self.fitting.load_state(state)
             self.generator.set_state(state["generator"])
             self.trainer.sampler.load_state(state["sampler"])
 
