@@ -184,11 +184,14 @@ def compile_object(source, folder, command):
 
 def compile_all(jobs):
     """Objects of (source, folder, command) jobs, MAX_JOBS at a time."""
-    # Long files first: the longest, begun last, would be alone at the end while other cores wait.
-    order = sorted(range(len(jobs)), key=lambda at: jobs[at][0].stat().st_size, reverse=True)
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-        made = dict(zip(order, pool.map(lambda at: compile_object(*jobs[at]), order), strict=True))
-    return [made[at] for at in range(len(jobs))]
+        return list(pool.map(lambda job: compile_object(*job), jobs))
+
+
+def sources_of(room, pattern):
+    """Files of a folder of csrc, the longest first: begun last, it would be alone at the end."""
+    found = (ROOT / "csrc" / room).glob(pattern)
+    return sorted(found, key=lambda path: path.stat().st_size, reverse=True)
 
 
 def torch_headers():
@@ -205,7 +208,7 @@ def build_host(target):
     command = [cxx(), *HOST_FLAGS]
     for folder in headers:
         command += ["-isystem", str(folder)]
-    sources = sorted((ROOT / "csrc" / "host").glob("*.cpp"))
+    sources = sources_of("host", "*.cpp")
     # Its own folder: pybind11 goes with one version of Python.
     objects = compile_all([(source, HOST_NAME, command) for source in sources])
     run([cxx(), "-shared", "-pthread", *objects, "-o", str(target / HOST_NAME)])
@@ -214,7 +217,7 @@ def build_host(target):
 def build_cpu(target):
     machine_is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     capabilities = list(CAPABILITIES if machine_is_x86 else ["default"])
-    sources = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+    sources = sources_of("cpu", "*.cpp")
     jobs = [
         (source, capability, [cxx(), *CPU_FLAGS, *CAPABILITIES[capability], *torch_headers()])
         for capability in capabilities
@@ -228,7 +231,7 @@ def build_cpu(target):
 
 
 def build_cuda(target):
-    sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    sources = sources_of("cuda", "*.cu")
     host = ["-ccbin", cxx()] if "CXX" in os.environ else []
     command = [nvcc(), *host, *CUDA_FLAGS, *code_flags(), *torch_headers()]
     objects = compile_all([(source, "cuda", command) for source in sources])

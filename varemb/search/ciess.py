@@ -57,9 +57,8 @@ from varemb.search.retraining import (
     measure_levels,
     open_progress,
     plan_candidate,
-    seconds_since,
 )
-from varemb.search.rounds import Unfinished, train_while_better
+from varemb.search.rounds import Unfinished, seconds_since, train_while_better
 from varemb.search.sparsity import Dims, TopPlans, allowed_numbers, fit_dims
 
 _SIDES = ("user", "item")
@@ -115,11 +114,11 @@ class CIESS:
         kept, state = open_progress("ciess", config, training, data, checkpoint_dir, resume=resume)
         if state is not None:
             search.load_state(state)
+        unfinished = kept.unfinished("peaks")
         if search.peaks is None:
-            unfinished = kept.unfinished("peaks")
             search.find_peaks(unfinished, progress=progress)
             kept.file.save(search.state())
-            unfinished.remove()
+        unfinished.remove()  # also what a run left that was stopped between these two
         steps = config.episodes * config.iterations
         run_steps("ciess", search, steps, kept.file.save, _show, progress=progress)
         kept.before = search.state()

@@ -33,7 +33,7 @@ from varemb.search.pairwise import (
     packed_table,
     tables_of,
 )
-from varemb.search.rounds import Unfinished, train_for, train_while_better
+from varemb.search.rounds import Unfinished, seconds_since, train_for, train_while_better
 from varemb.search.sparsity import Dims, to_dims, to_plan
 
 _BYTES = ("weights", "index", "unify", "optimizer")
@@ -263,11 +263,6 @@ def _test(
         "seconds": seconds_since(trainer, before),
         **count_tables(fitting, width, trainer.num_users + trainer.num_items),
     }
-
-
-def seconds_since(trainer: Trainer, before: Mapping[str, float]) -> dict[str, float]:
-    """What a trainer spent by part since it had spent so much."""
-    return {part: value - before[part] for part, value in trainer.seconds.items()}
 
 
 def count_tables(fitting: Fitting, width: int, rows: int) -> dict[str, Any]:

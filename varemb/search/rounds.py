@@ -141,12 +141,17 @@ def train_for(
     return fitting
 
 
+def seconds_since(trainer: Trainer, before: Mapping[str, float]) -> dict[str, float]:
+    """What a trainer spent by part since it had spent so much."""
+    return {part: value - before[part] for part, value in trainer.seconds.items()}
+
+
 def _state(trainer: Trainer, fitting: Fitting, before: Mapping[str, float]) -> dict[str, Any]:
     """A training between two rounds that began when so many seconds were spent."""
     return {
         "fitting": fitting.state(),
         "sampler": trainer.sampler.state(),
-        "seconds": {part: value - before[part] for part, value in trainer.seconds.items()},
+        "seconds": seconds_since(trainer, before),
     }
 
 
