@@ -162,6 +162,27 @@ def test_finished_cells_are_not_run_again(ranked, rank, monkeypatch, capsys):
     assert capsys.readouterr().out.count("finished before") == 4
 
 
+def test_the_tables_have_what_earlier_commands_finished(rank, tmp_path, capsys):
+    out = tmp_path / "a"
+    assert rank(out, "--methods", "mr", "--max-rounds", "1", "--seeds", "1") == 0
+    assert rank(out, "--methods", "ciess", "--seeds", "1", "--epochs", "2") == 0
+    assert f"{out}/mf-mr-seed0 is not in the tables: its --max-rounds is 1, not 2" in (
+        capsys.readouterr().out
+    )
+    (out / "mf-mr-seed0" / "metrics.json").unlink()
+    (out / "notes").mkdir()
+    (out / "notes" / "metrics.json").write_text("{}")
+    assert rank(out, "--methods", "es", "--seeds", "1", "--sparsity", "0.75") == 0
+    said = capsys.readouterr().out
+    assert "in the tables too, of earlier commands: mf-ciess-seed0\n" in said
+    record = load_json(out / "comparison.json")
+    assert [cell["method"] for cell in record["cells"]] == ["es", "ciess"]
+    assert [(s["sparsity"], s["method"], s["baseline"]) for s in record["summary"]] == [
+        (0.5, "ciess", None), (0.75, "es", "es"), (0.75, "ciess", "es")
+    ]  # fmt: skip
+    assert record["summary"][2]["gain"] is not None
+
+
 def test_a_broken_cell_is_reported_and_repaired(ranked, rank, tmp_path, monkeypatch, capsys):
     methods = ("--methods", "es,ciess", "--seeds", "1")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from varemb.compare.earlier import read_earlier
 from varemb.compare.methods import Settings, check_names, check_seeds
 from varemb.compare.ranking_methods import (
     RANKING_METHODS,
@@ -140,6 +141,9 @@ def make_ranking_cells(asked: RankingComparison) -> list[RankingCell]:
 def run_ranking(asked: RankingComparison, say: Say = print, *, trace: bool = False) -> list[str]:
     """Runs or continues every cell; writes comparison.json, .md and .png into `asked.out`.
 
+    The tables also have the cells that earlier commands finished there, as far as their data,
+    widths and full trainings are the same.
+
     Args:
         asked: what is compared.
         say: takes each line that is printed.
@@ -174,8 +178,23 @@ def run_ranking(asked: RankingComparison, say: Say = print, *, trace: bool = Fal
         say,
         trace=trace,
     )
-    _write(asked, list(results.values()), failures, say)
+    earlier = read_earlier(asked.out, cells, partial(_shared_options, asked), say)
+    _write(asked, [*results.values(), *earlier], failures, say)
     return failures
+
+
+def _shared_options(asked: RankingComparison, model: str) -> dict[str, Any]:
+    """What cells of a model have alike when they are compared."""
+    cell = dataclasses.replace(make_ranking_cells(asked)[0], model=model)
+    config, training = _make_settings(cell, asked)
+    trained = dataclasses.asdict(training)
+    del trained["epochs"]  # of a search's trainings, not of the full ones
+    return {
+        "--data": asked.data,
+        "--width": config.width,
+        UNIT: asked.settings.get(UNIT, "numbers"),
+        **{pairwise_option(name): value for name, value in trained.items()},
+    }
 
 
 def load_pairs(asked: RankingComparison) -> Interactions:
@@ -303,7 +322,9 @@ def _describe(result: Result) -> str:
 
 
 def _write(asked: RankingComparison, results: list[Result], failures: list[str], say: Say) -> None:
+    methods = list(RANKING_METHODS)
     main = [result for result in results if result["group"] == MAIN]
+    main.sort(key=lambda result: methods.index(result["method"]))
     costs = [result for result in results if result["group"] == COST]
     summaries = summarize_levels(main)
     tables = ranking_tables(asked.data, summaries)
