@@ -54,6 +54,7 @@ HOST_NAME = f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
 BUILT = ("_C_*.so", HOST_NAME)
 PTXAS_SAYS = ("ptxas info", "    0 bytes stack")  # of every kernel, between nvcc's own messages
 ARCHITECTURES = ["8.0", "9.0", "10.0+PTX"]
+COMPILERS = ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1)))
 
 
 def folder_of(package):
@@ -183,9 +184,8 @@ def compile_object(source, folder, command):
 
 
 def compile_all(jobs):
-    """Objects of (source, folder, command) jobs, MAX_JOBS at a time."""
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))) as pool:
-        return list(pool.map(lambda job: compile_object(*job), jobs))
+    """Objects of (source, folder, command) jobs, MAX_JOBS of all libraries at a time."""
+    return list(COMPILERS.map(lambda job: compile_object(*job), jobs))
 
 
 def sources_of(room, pattern):
@@ -217,15 +217,14 @@ def build_host(target):
 def build_cpu(target):
     machine_is_x86 = platform.machine().lower() in ("x86_64", "amd64")
     capabilities = list(CAPABILITIES if machine_is_x86 else ["default"])
-    sources = sources_of("cpu", "*.cpp")
     jobs = [
         (source, capability, [cxx(), *CPU_FLAGS, *CAPABILITIES[capability], *torch_headers()])
+        for source in sources_of("cpu", "*.cpp")
         for capability in capabilities
-        for source in sources
     ]
     objects = compile_all(jobs)
     for number, capability in enumerate(capabilities):
-        own = objects[number * len(sources) : (number + 1) * len(sources)]
+        own = objects[number :: len(capabilities)]
         library = str(target / f"_C_cpu_{capability}.so")
         run([cxx(), "-shared", *own, "-o", library, "-Wl,--no-as-needed", *torch_libraries()])
 
@@ -270,17 +269,19 @@ class BuildNative(build_ext):
             old.unlink()
         if BUILD not in ("auto", "python", "cpu", "cuda"):
             raise RuntimeError(f"VAREMB_BUILD must be auto, python, cpu or cuda, got {BUILD!r}")
-        cpu = attempt(build_cpu, cpu_missing(), target)
+        # Side by side: while the last file of one library compiles, the others use the other cores.
+        asked = [(build_cuda, cuda_missing()), (build_cpu, cpu_missing()),
+                 (build_host, host_missing())]  # fmt: skip
+        with ThreadPoolExecutor(len(asked)) as builds:
+            cuda, cpu, host = builds.map(lambda each: attempt(*each, target), asked)
         if cpu is not None:
             if BUILD in ("cpu", "cuda"):
                 raise RuntimeError(f"varemb: cannot build the native CPU kernels: {cpu}")
             print(f"varemb: PURE-PYTHON INSTALL, slow reference kernels only: {cpu}")
-        cuda = attempt(build_cuda, cuda_missing(), target)
         if cuda is not None:
             if BUILD == "cuda":
                 raise RuntimeError(f"varemb: cannot build the CUDA kernels: {cuda}")
             print(f"varemb: NO CUDA KERNELS, on GPUs Triton or the reference run: {cuda}")
-        host = attempt(build_host, host_missing(), target)
         if host is not None:
             if BUILD in ("cpu", "cuda") and host_missing() is None:
                 raise RuntimeError(f"varemb: cannot build varemb._host: {host}")

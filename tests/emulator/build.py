@@ -77,7 +77,8 @@ def compile_all(sources: list[Path], folder: Path) -> list[Path]:
 
 
 def sources_of(csrc: Path) -> list[Path]:
-    return sorted((csrc / "cuda").glob("*.cu"))
+    """The longest first: begun last, it would be alone at the end."""
+    return sorted((csrc / "cuda").glob("*.cu"), key=lambda path: path.stat().st_size, reverse=True)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from varemb.storage import PagedStorage
 from varemb.testing import runnable_backends
 
 WIDTH = 7
-STEPS = {"cpu": 10_000, "reference": 10_000, "triton": 60}
+STEPS = {"cpu": 10_000, "reference": 3_000, "triton": 60}
 
 
 class Model:
