@@ -11,7 +11,7 @@ from varemb import VarEmbedding, optim
 from varemb.bpr_sampler import BprSampler
 from varemb.models.graph import NodeRows, multiply
 from varemb.models.lightgcn import normalized_adjacency
-from varemb.models.ngcf import _Layer, mean_matrix
+from varemb.models.ngcf import NGCF, _Layer, mean_matrix
 from varemb.models.recommender import RECOMMENDERS, TRAININGS, prepare_recommender
 from varemb.ranking import item_lists, rank_metrics
 
@@ -160,6 +160,15 @@ def test_gradients_of_an_ngcf_layer(share):
     assert torch.autograd.gradcheck(layer, (block, *weights))
     if share:
         assert (layer(block, *weights)[0] == 0).any()
+
+
+def test_a_node_without_edges_and_loop_has_an_ordinary_gradient():
+    """Node dropout leaves out loops too; a vector of zeros has no direction, and 1e12 a slope."""
+    model = NGCF(VarEmbedding(4, 4), mean_matrix(torch.tensor([0]), torch.tensor([1]), 4), 4)
+    model.matrix = model.matrix._replace(values=torch.zeros_like(model.matrix.values))
+    (model()[0] * torch.randn(4, 16)).sum().backward()
+    for linear in (*model.sums, *model.products):
+        assert 0 < linear.bias.grad.abs().max() < 1e3
 
 
 def test_ngcf_drops_in_training_alone(split):

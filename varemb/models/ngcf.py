@@ -104,7 +104,9 @@ class NGCF(nn.Module):
         for linear in (*self.sums, *self.products):
             assert isinstance(linear, nn.Linear)
             nn.init.xavier_uniform_(linear.weight)
-            nn.init.zeros_(linear.bias)
+            # Not zeros: a node without edges has a vector of its biases alone where its loop is
+            # dropped, and a vector of length 0 has no direction for the gradient to follow.
+            nn.init.xavier_uniform_(linear.bias[None])
         device = matrix.starts.device
         self.register_buffer("nodes", torch.arange(num_nodes, device=device), persistent=False)
 
