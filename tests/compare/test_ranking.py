@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from varemb.cli import main
-from varemb.compare import ranking
+from varemb.compare import ranking_pairs
+from varemb.compare.ranking_pairs import keep_split, load_pairs
 from varemb.data import Split
 from varemb.files import load_json
 from varemb.plan import SizePlan
@@ -17,7 +18,7 @@ QUICK = [
     "--width", str(WIDTH), "--ranking-batch-size", "100", "--epochs", "1", "--round-epochs", "1",
     "--max-rounds", "2", "--ciess-episodes", "2", "--ciess-iterations", "2", "--ciess-plans", "1",
     "--ciess-hidden", "8", "--sparsity", "0.5,0.75", "--ranking-esapn-stages", "1",
-    "--ranking-esapn-sizes", "2,8", "--ranking-optembed-epochs", "1",
+    "--ranking-esapn-sizes", f"2,{WIDTH}", "--ranking-optembed-epochs", "1",
     "--ranking-optembed-generations", "2",
 ]  # fmt: skip
 METHODS = ("--methods", "es,mr,ciess,ciess-no-walk", "--seeds", "2", "--cost-sweep", "0.1,1")
@@ -183,6 +184,29 @@ def test_the_tables_have_what_earlier_commands_finished(rank, tmp_path, capsys):
     assert record["summary"][2]["gain"] is not None
 
 
+def test_cells_of_other_pairs_or_another_width_are_not_in_the_tables(tmp_path, capsys):
+    """A file that has changed since under the same name; ESAPN's width has no option of its own."""
+    path = tmp_path / "pairs.csv"
+
+    def run(*words):
+        names = ["--user-column", "who", "--item-column", "what", "--out", str(tmp_path / "out")]
+        words = [*names, "--model", "mf", *QUICK, *words]
+        assert main(["compare", "--data", str(path), *words]) == 0
+        return capsys.readouterr().out
+
+    lines = [f"{user},{item}" for user in range(USERS) for item in range(8)]
+    path.write_text("\n".join(["who,what", *lines]) + "\n")
+    run("--methods", "esapn", "--seeds", "1")
+    path.write_text("\n".join(["who,what", *lines[:-8]]) + "\n")
+    said = run("--methods", "es", "--seeds", "1,")
+    assert "mf-esapn-seed0 is not in the tables: its content of the split is checksum" in said
+    path.write_text("\n".join(["who,what", *lines]) + "\n")
+    said = run("--methods", "mr", "--seeds", "2,", "--width", "32")
+    assert f"mf-esapn-seed0 is not in the tables: its --width is {WIDTH}, not 32" in said
+    said = run("--methods", "mr", "--seeds", "0,")
+    assert "in the tables too, of earlier commands: mf-esapn-seed0\n" in said
+
+
 def test_a_broken_cell_is_reported_and_repaired(ranked, rank, tmp_path, monkeypatch, capsys):
     methods = ("--methods", "es,ciess", "--seeds", "1")
 
@@ -227,11 +251,9 @@ def test_a_split_of_other_pairs_is_refused(rank, tmp_path, pairs):
     assert rank(out, "--methods", "es", "--seeds", "1") == 0
     other = tmp_path / "other.csv"
     other.write_text(pairs.read_text() + "0,1\n")
-    asked = ranking.RankingComparison(
-        str(other), None, ("mf",), {"es": (0,)}, out, columns=("who", "what")
-    )
+    bought = load_pairs(str(other), None, ("who", "what"))
     with pytest.raises(ValueError, match=r"split-seed0\.safetensors is a split of other pairs"):
-        ranking.keep_split(ranking.load_pairs(asked), 0, out)
+        keep_split(bought, 0, out)
 
 
 def test_a_folder_of_lists_is_read(tmp_path, pairs):
@@ -259,6 +281,9 @@ def test_a_folder_of_lists_is_read(tmp_path, pairs):
         (["--methods", "es", "--pep-target", "0.1"], "--pep-target is not for models that rank"),
         (["--methods", "es", "--seeds", "3,3"], "distinct seeds"),
         (["--methods", "es,pep", "--sparsity-unit", "bytes"], "pep counts numbers alone"),
+        (["--methods", "es,esapn", "--width", "32"],
+         f"methods must have one width (--width; the largest of --ranking-esapn-sizes), got es 32, "
+         f"esapn {WIDTH}"),
         (["--methods", "es", "--cost-sweep=-1"], "--cost-sweep needs distinct values >= 0"),
         (["--methods", "es", "--sparsity", "80"], "--sparsity must be in (0, 1), the shares left"),
         (["--methods", "es", "--sparsity", "0.5,0.5"], "--sparsity must be distinct"),
@@ -279,7 +304,7 @@ def test_a_folder_of_lists_is_read(tmp_path, pairs):
 def test_what_cannot_be_compared_is_refused_at_once(
     rank, tmp_path, monkeypatch, capsys, words, message
 ):
-    monkeypatch.setattr(ranking, "read_interactions", None)  # would fail, were it read
+    monkeypatch.setattr(ranking_pairs, "read_interactions", None)  # would fail, were it read
     assert rank(tmp_path / "e", *words) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "e").exists()

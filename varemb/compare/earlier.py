@@ -16,7 +16,7 @@ from varemb.runs import METRICS, OPTIONS
 def read_earlier(
     out: Path,
     named: Collection[str],
-    expected: Callable[[str], Mapping[str, Any]],
+    expected: Callable[[str, int], Mapping[str, Any]],
     say: Say,
 ) -> list[Result]:
     """Results of the finished cells in a folder that the command at hand does not name.
@@ -24,8 +24,8 @@ def read_earlier(
     Args:
         out: the folder.
         named: the folders of the command's own cells.
-        expected: model -> options that cells must share to be compared; one that a cell's method
-            does not have is no difference.
+        expected: model and seed -> options that cells must share to be compared; one that a cell's
+            method does not have is no difference.
         say: takes a line with the cells, and one for each that is left out, with the option that
             is another.
     """
@@ -37,7 +37,7 @@ def read_earlier(
         options = load_json(folder / OPTIONS)
         if options.get("command") != "compare" or options.get("--model") not in RECOMMENDERS:
             continue
-        wanted = expected(options["--model"])
+        wanted = expected(options["--model"], options["seed"])
         others = [name for name in wanted if options.get(name, wanted[name]) != wanted[name]]
         if others:
             name = others[0]

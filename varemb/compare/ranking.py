@@ -7,6 +7,7 @@ and tested (`search/retraining.py`). Cells of one seed share the split, which is
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -24,11 +25,11 @@ from varemb.compare.ranking_methods import (
     pairwise_option,
     ranking_option,
 )
+from varemb.compare.ranking_pairs import content_of, keep_split, load_pairs
 from varemb.compare.running import Say, duration, run_cells, write_comparison
-from varemb.data import INTERACTIONS, Interactions, Split, load_interactions
-from varemb.data.interactions import read_edge_lists, read_interactions
+from varemb.data import Split
 from varemb.experiment import Result
-from varemb.files import checksum, load_json, save_json, save_jsonl
+from varemb.files import load_json, save_json, save_jsonl
 from varemb.models import RECOMMENDERS, TRAININGS, prepare_recommender
 from varemb.plan import SizePlan
 from varemb.report import method_name
@@ -39,6 +40,7 @@ from varemb.search import PairwiseConfig
 from varemb.search.retraining import LevelResult
 
 MAIN, COST = "comparison", "cost"
+_CONTENT = "content of the split"  # its option of a run folder
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,13 @@ def check_ranking(asked: RankingComparison) -> None:
                 raise ValueError(f"compare: {name} counts numbers alone, not {UNIT} bytes")
     if len(set(asked.costs)) < len(asked.costs) or any(not cost >= 0 for cost in asked.costs):
         raise ValueError(f"compare: --cost-sweep needs distinct values >= 0, got {asked.costs}")
-    for cell in make_ranking_cells(asked):
-        _make_settings(cell, asked)
+    widths = {cell.method: _make_settings(cell, asked)[0].width
+              for cell in make_ranking_cells(asked)}  # fmt: skip
+    if len(set(widths.values())) > 1:
+        raise ValueError(
+            "compare: methods must have one width (--width; the largest of --ranking-esapn-sizes), "
+            f"got {', '.join(f'{name} {width}' for name, width in widths.items())}"
+        )
 
 
 def _make_settings(cell: RankingCell, asked: RankingComparison) -> tuple[Any, PairwiseConfig]:
@@ -157,7 +164,7 @@ def run_ranking(asked: RankingComparison, say: Say = print, *, trace: bool = Fal
     """
     check_ranking(asked)
     cells = {cell.folder: cell for cell in make_ranking_cells(asked)}
-    interactions = load_pairs(asked)
+    interactions = load_pairs(asked.data, asked.data_dir, asked.columns)
     splits: dict[int, Split] = {}  # of the seed at hand
 
     def run(folder: str, results: dict[str, Result]) -> Result:
@@ -178,13 +185,19 @@ def run_ranking(asked: RankingComparison, say: Say = print, *, trace: bool = Fal
         say,
         trace=trace,
     )
-    earlier = read_earlier(asked.out, cells, partial(_shared_options, asked), say)
+    contents = functools.cache(lambda seed: content_of(interactions.split(seed)))
+    earlier = read_earlier(
+        asked.out,
+        cells,
+        lambda model, seed: {_CONTENT: contents(seed), **_shared_options(asked, model)},
+        say,
+    )
     _write(asked, [*results.values(), *earlier], failures, say)
     return failures
 
 
 def _shared_options(asked: RankingComparison, model: str) -> dict[str, Any]:
-    """What cells of a model have alike when they are compared."""
+    """What cells of a model have alike when they are compared, whatever their seed."""
     cell = dataclasses.replace(make_ranking_cells(asked)[0], model=model)
     config, training = _make_settings(cell, asked)
     trained = dataclasses.asdict(training)
@@ -195,49 +208,6 @@ def _shared_options(asked: RankingComparison, model: str) -> dict[str, Any]:
         UNIT: asked.settings.get(UNIT, "numbers"),
         **{pairwise_option(name): value for name, value in trained.items()},
     }
-
-
-def load_pairs(asked: RankingComparison) -> Interactions:
-    """The purchases that `asked.data` names.
-
-    Raises:
-        ValueError: no such data, or its folder is not given.
-        FileNotFoundError: a file is missing.
-    """
-    if asked.data in INTERACTIONS:
-        if asked.data_dir is None:
-            raise ValueError(f"--data {asked.data} needs --data-dir, the folder with its files")
-        return load_interactions(asked.data, asked.data_dir)
-    path = Path(asked.data)
-    if path.is_dir():
-        return read_edge_lists(path)
-    if path.is_file():
-        return read_interactions(path, *asked.columns)
-    raise ValueError(
-        f"compare: no data {asked.data!r} for models that rank, there are "
-        f"{', '.join(INTERACTIONS)}; or give a file of pairs, or a folder with train.txt and "
-        "test.txt"
-    )
-
-
-def keep_split(interactions: Interactions, seed: int, out: Path) -> Split:
-    """The split of a seed, 50/25/25 per user, written into the folder if it is not there.
-
-    Raises:
-        ValueError: the folder holds a split of other pairs.
-    """
-    split, path = interactions.split(seed), out / f"split-seed{seed}.safetensors"
-    if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        split.save(path)
-    elif _content(Split.load(path)) != _content(split):
-        raise ValueError(f"{path} is a split of other pairs; give the same data or another --out")
-    return split
-
-
-def _content(split: Split) -> str:
-    rows = [array for part in split.parts() for array in part]
-    return f"checksum {checksum([split.user_ids, split.item_ids, *rows])}"
 
 
 def run_ranking_cell(cell: RankingCell, asked: RankingComparison, split: Split) -> Result:
@@ -256,7 +226,7 @@ def run_ranking_cell(cell: RankingCell, asked: RankingComparison, split: Split) 
     config, training = _make_settings(cell, asked)
     options = {
         "command": "compare", "method": cell.label, "--data": asked.data, "--model": cell.model,
-        "content of the split": _content(split), "seed": cell.seed,
+        _CONTENT: content_of(split), "seed": cell.seed, "--width": config.width,
         **{pairwise_option(name): value for name, value in dataclasses.asdict(training).items()},
         **{option(name): value for name, value in dataclasses.asdict(config).items()
            if name != "seed"},
