@@ -105,6 +105,17 @@ def test_split_refuses_shares_that_do_not_fit(fractions, message):
         bought.split(0, fractions)
 
 
+@pytest.mark.parametrize(("users", "error", "message"), [
+    (np.array([1.0, 2.5]), TypeError, "mine: users must be whole numbers, got float64"),
+    (np.array([True, False]), TypeError, "mine: users must be whole numbers, got bool"),
+    (np.array([3, -4]), ValueError, r"users must be from 0 to 2\^63 - 1, got -4 at position 1"),
+    (np.array([2**63], np.uint64), ValueError, "got 9223372036854775808 at position 0"),
+])  # fmt: skip
+def test_ids_that_are_none_are_refused(users, error, message):
+    with pytest.raises(error, match=message):
+        Interactions.from_ids(users, np.zeros(len(users), np.int32), "mine")
+
+
 def pairs(*both):
     users, items = zip(*both, strict=True)
     return Pairs(np.array(users), np.array(items))

@@ -1,6 +1,5 @@
 """CIESS: its laws, a planted problem, exact sparsity, the same result after a kill."""
 
-import copy
 import os
 import signal
 import subprocess
@@ -15,12 +14,12 @@ import torch
 from search.pairs import killed_after, planted_pairs, prepare
 
 from varemb.data.interactions import Pairs
+from varemb.files import load_state
 from varemb.search.ciess import CIESS, _Search
 from varemb.search.dim_agents import CIESSConfig, Side
 from varemb.search.pairwise import PairwiseConfig, Trainer, packed_table, start_warm, tables_of
 from varemb.search.retraining import dims_of
 from varemb.search.sparsity import fit_dims
-from varemb.search.td3 import TD3, TD3Config
 
 WIDTH = 16
 TRAINING = PairwiseConfig(
@@ -190,27 +189,6 @@ def test_the_walk_takes_the_dim_that_the_critic_likes_best():
     assert with_walk < side.dims.double().mean() - 2
 
 
-def test_td3_learns_one_good_dim_and_resumes():
-    generator = torch.Generator().manual_seed(0)
-    config = TD3Config(
-        hidden=32, batch_size=128, gamma=0.0, clip=1.0, tau=0.05, actor_lr=3e-3
-    )  # fmt: skip
-    agent = TD3(1, 32, 100, config, generator)
-    states = torch.zeros(100, 1)
-    for _ in range(10):
-        dims = torch.randint(1, 33, (100,), generator=generator)
-        agent.transitions.add(states, dims, -((dims - 24) / 8).square(), states)
-    for _ in range(150):
-        agent.update()
-    again = TD3(1, 32, 100, config, generator)
-    again.load_state(copy.deepcopy(agent.state()))  # a checkpoint is a copy too
-    kept = generator.get_state()
-    first = [agent.update() for _ in range(3)]
-    generator.set_state(kept)
-    assert first == [again.update() for _ in range(3)]
-    assert 20 < float(agent.act(states[:1])) < 28
-
-
 def test_rows_without_quality_give_no_transitions(split):
     config = CIESSConfig(width=8, hidden=8)
     side = Side(config, slice(0, 3), torch.tensor([0, 2, 4]), torch.Generator())
@@ -327,6 +305,8 @@ def test_the_learning_rate_falls_to_its_floor():
     config = PairwiseConfig(lr=0.03, lr_factor=0.9, lr_steps=200, lr_floor=1e-3)
     assert [config.lr_at(step) for step in (0, 199, 200)] == [0.03, 0.03, 0.027]
     assert config.lr_at(100_000) == 1e-3
+    low = replace(config, lr=5e-4)  # never raised to the floor
+    assert low.lr_at(0) == low.lr_at(1000) == 5e-4
 
 
 def test_a_loss_that_is_not_finite_ends_the_search(split):
@@ -344,6 +324,13 @@ def test_resume_gives_the_result_of_an_uninterrupted_run(split, tmp_path, saves)
         search(split, config, checkpoint_dir=tmp_path)
     again = search(split, config, checkpoint_dir=tmp_path, resume=True)
     assert plain(again) == plain(whole)
+
+
+def test_full_trainings_keep_no_transitions(split, tmp_path):
+    search(split, checkpoint_dir=tmp_path)
+    state = load_state(tmp_path / "ciess.safetensors")["state"]
+    assert [len(side["agent"]["transitions"]["rows"]) for side in state["sides"]] == [0, 0]
+    assert len(state["done"]) > 1
 
 
 def test_a_foreign_checkpoint_is_refused(split, tmp_path):

@@ -169,6 +169,8 @@ def test_a_killed_pep_goes_on_and_ends_as_uninterrupted(split, name, saves, tmp_
 @pytest.mark.parametrize(("config", "error", "message"), [
     (replace(CONFIGS["es"], method="best"), ValueError, "one of es, mr, frequency, got 'best'"),
     (replace(CONFIGS["mr"], sparsities=(2.0,)), ValueError, r"must be in \(0, 1\), got 2.0"),
+    (replace(CONFIGS["mr"], sparsities=()), ValueError, r"must be distinct, got \(\)"),
+    (replace(CONFIGS["pep"], sparsities=(0.5, 0.5)), ValueError, "sparsities must be distinct"),
     (replace(CONFIGS["pep"], granularity="number"), ValueError, "must be one of global"),
     (replace(CONFIGS["pep"], max_epochs=1), RuntimeError, "are left after 1 epochs"),
     (replace(CONFIGS["pep"], sparsities=(0.99,)), ValueError, "every row needs 1"),

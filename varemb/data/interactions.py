@@ -72,10 +72,11 @@ class Interactions:
         """The distinct pairs of some raw ids.
 
         Args:
-            users, items: raw ids, in any order. [L] each
+            users, items: raw ids, whole numbers from 0 to 2^63 - 1, in any order. [L] each
 
         Raises:
-            ValueError: no pairs, or columns of different lengths.
+            TypeError: ids that are no whole numbers.
+            ValueError: no pairs, columns of different lengths, or an id outside that range.
 
         Example:
             >>> bought = Interactions.from_ids(np.array([9, 4, 9, 9]), np.array([5, 5, 7, 5]))
@@ -89,8 +90,8 @@ class Interactions:
                 f"{name}: users and items must be equally many and at least 1, "
                 f"got {len(users)} and {len(items)}"
             )
-        user_ids, user_rows = np.unique(np.asarray(users, np.int64), return_inverse=True)
-        item_ids, item_rows = np.unique(np.asarray(items, np.int64), return_inverse=True)
+        user_ids, user_rows = np.unique(_as_ids(users, f"{name}: users"), return_inverse=True)
+        item_ids, item_rows = np.unique(_as_ids(items, f"{name}: items"), return_inverse=True)
         places = np.unique(user_rows * len(item_ids) + item_rows)
         pairs = Pairs(*np.divmod(places, len(item_ids)))
         return cls(pairs, user_ids, item_ids, name, len(users) - len(places))
@@ -237,6 +238,20 @@ class Split:
             return cls(train, valid, test, *ids, str(notes["name"]), int(notes["seed"]))
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"load: {os.fspath(path)} is no valid split: {error}") from None
+
+
+def _as_ids(ids: npt.ArrayLike, name: str) -> Ints:
+    """Raw ids as int64, checked. [L]"""
+    array = np.asarray(ids)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be whole numbers, got {array.dtype}")
+    bad = (array < 0) | (array > np.iinfo(np.int64).max)
+    if bad.any():
+        place = int(bad.argmax())
+        raise ValueError(
+            f"{name} must be from 0 to 2^63 - 1, got {array[place]} at position {place}"
+        )
+    return array.astype(np.int64, copy=False)
 
 
 def load_interactions(name: str, data_dir: str | os.PathLike[str]) -> Interactions:

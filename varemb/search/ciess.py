@@ -25,7 +25,8 @@ DIFFERS: a plan within a sparsity is widened in proportion until it takes all th
     the luck of some validation pairs. Plans that are cut are named.
 DIFFERS: of NCF both tables have the dims and count; the published code leaves one of them full.
 DIFFERS: the released code shifts quality to [-1, 1], rewards raw quality, and adds one noise for
-    all rows after the critic's choice; `noise_scope="shared"` does the last of these.
+    all rows after the critic's choice. `noise_scope="shared"` does the last of these, with a noise
+    for users and one for items: what a side's width is worth against the other's is explored too.
 """
 
 from __future__ import annotations
@@ -121,6 +122,8 @@ class CIESS:
         unfinished.remove()  # also what a run left that was stopped between these two
         steps = config.episodes * config.iterations
         run_steps("ciess", search, steps, kept.file.save, _show, progress=progress)
+        for side in search.sides:  # nothing is learnt from them any more
+            side.agent.transitions.clear()
         kept.before = search.state()
         candidates = {
             sparsity: [

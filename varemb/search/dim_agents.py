@@ -31,7 +31,7 @@ class CIESSConfig(TD3Config):
     cost: float = option(0.4, "lambda, weight of (d / D)^2 in the reward")
     noise: str = option("gaussian", "added to the actor's dims: " + ", ".join(NOISES))
     sigma: float = option(6.0, "sigma, deviation of gaussian noise")
-    noise_scope: str = option("row", "row: each its own, before the walk; shared: one, after it")
+    noise_scope: str = option("row", "row: one each, before the walk; shared: one a side, after it")
     walk: str = option("paper", "chances of the walk: paper (farther likelier), code, or none")
     reach: int = option(5, "t, how far apart neighbours of the walk may be")
     walk_length: int = option(5, "steps of the walk")

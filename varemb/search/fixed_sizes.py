@@ -26,7 +26,14 @@ from varemb.search.retraining import (
     plan_candidate,
 )
 from varemb.search.settings import option
-from varemb.search.sparsity import Dims, allowed_numbers, equal_dims, fit_dims, random_dims
+from varemb.search.sparsity import (
+    Dims,
+    allowed_numbers,
+    check_distinct,
+    equal_dims,
+    fit_dims,
+    random_dims,
+)
 
 METHODS = ("es", "mr", "frequency")
 
@@ -105,3 +112,4 @@ def check_fixed_sizes(config: FixedSizesConfig) -> None:
         raise ValueError(
             f"fixed sizes: the method must be one of {', '.join(METHODS)}, got {config.method!r}"
         )
+    check_distinct("fixed sizes", config.sparsities)

@@ -91,7 +91,7 @@ class PairwiseConfig:
     lr: float = option(0.03, "learning rate of Adam at the first step")
     lr_factor: float = option(0.9, "what the learning rate is multiplied with now and then")
     lr_steps: int = option(200, "steps between two such times")
-    lr_floor: float = option(1e-3, "smallest learning rate")
+    lr_floor: float = option(1e-3, "what the learning rate falls to, if it starts above")
     decay: float = option(1e-4, "weight of the L2 term")
     draw: str = option("users", "what triples are uniform over: users (CIESS's code) or pairs")
     epochs: int = option(5, "passes over the pairs of a training in a search")
@@ -110,8 +110,9 @@ class PairwiseConfig:
                 raise ValueError(f"training: {name} must be finite and >= 0, got {value}")
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        return float(max(self.lr * self.lr_factor ** (step // self.lr_steps), self.lr_floor))
+        """The learning rate of a step, counted from 0: it falls to the floor, from above it."""
+        falling = self.lr * self.lr_factor ** (step // self.lr_steps)
+        return float(max(falling, min(self.lr, self.lr_floor)))
 
 
 @dataclass(frozen=True)

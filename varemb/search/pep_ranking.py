@@ -33,7 +33,7 @@ from varemb.search.pep import GRANULARITIES, ThresholdTable
 from varemb.search.progress import closing, make_bar
 from varemb.search.retraining import Candidate, RankingResult, measure_levels, open_progress
 from varemb.search.settings import check_choice, check_positive, check_rates, option
-from varemb.search.sparsity import allowed_numbers
+from varemb.search.sparsity import allowed_numbers, check_distinct
 
 
 @dataclass(frozen=True)
@@ -240,3 +240,4 @@ def check_ranking_pep(config: RankingPEPConfig) -> None:
     check_positive("PEP", config, "width", "max_epochs")
     check_choice("PEP", config, "granularity", GRANULARITIES)
     check_rates("PEP", config)
+    check_distinct("PEP", config.sparsities)

@@ -40,7 +40,7 @@ class TrainingConfig(FrameConfig):
     stall: float = option(0.95, "loss over the last round's, above which it counts as stalled")
     lr: float = option(0.03, "learning rate of Adam in the first round")
     lr_decay: float = option(0.95, "its factor after every round")
-    lr_floor: float = option(1e-3, "smallest learning rate")
+    lr_floor: float = option(1e-3, "what the learning rate falls to, if it starts above")
     decay: float = option(1e-4, "L2 of the rows of a batch")
     init_std: float = option(0.01, "of the first numbers of a row")
     grown_std: float = option(0.01, "of the numbers that a row grows by")
@@ -212,7 +212,8 @@ def train_table(task: SegmentTask, table: VarEmbedding, generator: torch.Generat
     best, best_weight, bad = -math.inf, table.weight.detach().clone(), 0
     reference, last, loss, round_ = math.nan, math.inf, math.inf, 0
     for round_ in range(1, config.max_rounds + 1):
-        set_lr(optimizer, max(config.lr * config.lr_decay ** (round_ - 1), config.lr_floor))
+        falling = config.lr * config.lr_decay ** (round_ - 1)
+        set_lr(optimizer, max(falling, min(config.lr, config.lr_floor)))
         last, loss = loss, task.run_round(table, model, optimizer, sampler)
         if round_ == 1:
             reference = task.rank(model, "test").fitness

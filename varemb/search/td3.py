@@ -27,6 +27,7 @@ from varemb.search.settings import option
 
 _SMOOTHING, _SMOOTHING_LIMIT = 2.0, 5.0  # in units of dims
 _DELAY = 2  # critics' updates per update of the actor
+_CHUNK = 4096  # rows valued at once: the hidden layers of millions would take gigabytes
 _LAST_LAYER = 0.003  # range of the actor's last layer: the first action is the middle of 1..D
 
 
@@ -82,6 +83,10 @@ class Transitions:
         """States [b, S], dims [b, 1], rewards [b, 1], next states [b, S], with repeats."""
         chosen = torch.randint(len(self._rows), (size,), generator=generator)
         return self._rows[chosen].split([self.state_size, 1, 1, self.state_size], 1)
+
+    def clear(self) -> None:
+        """Forgets all transitions."""
+        self._rows, self._next = self._rows[:0].clone(), 0
 
     def state(self) -> dict[str, Any]:
         """All transitions, for a checkpoint."""
@@ -140,6 +145,12 @@ class TD3:
     @torch.no_grad()
     def values(self, states: Tensor, dims: Tensor) -> Tensor:
         """Q_1 of several dims for each row. [n, S], [n, k] -> [n, k]"""
+        return torch.cat([
+            self._values(*chunk)
+            for chunk in zip(states.split(_CHUNK), dims.split(_CHUNK), strict=True)
+        ])  # fmt: skip
+
+    def _values(self, states: Tensor, dims: Tensor) -> Tensor:
         repeated = states.repeat_interleave(dims.shape[1], 0)
         both = torch.cat([repeated, self._norm(dims.reshape(-1, 1).float())], 1)
         values: Tensor = self.critics.first(both)  # the second is not asked
