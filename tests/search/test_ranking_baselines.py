@@ -1,6 +1,7 @@
 """ES, MR, frequency and PEP under a sparsity: what CIESS is compared with, by one contract."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -44,11 +45,10 @@ def make_split():
     return planted_pairs(users=20, items=16, bought=8)
 
 
-def fit(split, config, name="mf", **options):
+def fit(split, config, model="mf", **options):
     method = RankingPEP if isinstance(config, RankingPEPConfig) else FixedSizes
-    return method(config).fit(
-        split, prepare(split, name, WIDTH), TRAINING, progress=False, **options
-    )
+    made = prepare(split, model, WIDTH) if isinstance(model, str) else model
+    return method(config).fit(split, made, TRAINING, progress=False, **options)
 
 
 def plain(result):
@@ -106,6 +106,15 @@ def test_a_checkpoint_of_another_split_is_refused(split, tmp_path):
     other = planted_pairs(users=20, items=16, bought=8, seed=1)  # as many pairs
     with pytest.raises(ValueError, match="was written with content = "):
         fit(other, CONFIGS["es"], checkpoint_dir=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("method", ["es", "pep"])
+def test_a_checkpoint_of_another_recommender_is_refused(split, method, tmp_path):
+    fit(split, CONFIGS[method], "lightgcn", checkpoint_dir=tmp_path)
+    for name, options in (("mf", {}), ("lightgcn", {"layers": 2})):
+        other = partial(prepare(split, name, WIDTH), **options)
+        with pytest.raises(ValueError, match="was written with recommender = "):
+            fit(split, CONFIGS[method], other, checkpoint_dir=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("method", ["es", "mr", "frequency"])

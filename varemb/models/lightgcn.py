@@ -127,6 +127,9 @@ class LightGCN(nn.Module):
         nodes = torch.arange(adjacency.shape[0], device=adjacency.device)
         self.register_buffer("nodes", nodes, persistent=False)
 
+    def extra_repr(self) -> str:
+        return f"layers={self.layers}"
+
     def forward(self) -> tuple[Tensor, Tensor]:
         first = self.rows(self.nodes)
         return first, propagate(first, self.adjacency, self.layers)

@@ -110,6 +110,9 @@ class NGCF(nn.Module):
         device = matrix.starts.device
         self.register_buffer("nodes", torch.arange(num_nodes, device=device), persistent=False)
 
+    def extra_repr(self) -> str:
+        return f"edge_dropout={self.edge_dropout}, dropout={self.dropout}"
+
     def _matrices(self) -> tuple[Tensor, Tensor]:
         """The matrix of this step and its transpose, sparse CSR. [N, N] each"""
         starts, columns, values, mirrored = self.matrix

@@ -112,7 +112,9 @@ class CIESS:
         config = self.config
         check_ciess(config)
         search = _Search(config, data, prepare, training)
-        kept, state = open_progress("ciess", config, training, data, checkpoint_dir, resume=resume)
+        kept, state = open_progress(
+            "ciess", config, search.trainer, data, checkpoint_dir, resume=resume
+        )
         if state is not None:
             search.load_state(state)
         unfinished = kept.unfinished("peaks")

@@ -138,7 +138,9 @@ class RankingESAPN:
         if config.is_fitted:
             allowed = {c: allowed_numbers(rows, config.width, c) for c in config.sparsities}
         search = _Search(config, data, prepare, training)
-        kept, state = open_progress("esapn", config, training, data, checkpoint_dir, resume=resume)
+        kept, state = open_progress(
+            "esapn", config, search.trainer, data, checkpoint_dir, resume=resume
+        )
         if state is not None:
             search.load_state(state)
         steps = 1 + config.stages

@@ -81,10 +81,8 @@ class FixedSizes:
         candidates = {
             c: [plan_candidate(each, data.num_users, config.width)] for c, each in dims.items()
         }
-        kept, _ = open_progress(
-            config.method, config, training, data, checkpoint_dir, resume=resume
-        )
         trainer = Trainer.of_search(prepare, data, training, config.seed)
+        kept, _ = open_progress(config.method, config, trainer, data, checkpoint_dir, resume=resume)
         return measure_levels(
             candidates, data, prepare, trainer, training, config.width, config.seed,
             lambda quality: quality.mean, kept, progress=progress,

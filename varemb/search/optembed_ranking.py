@@ -118,7 +118,7 @@ class RankingOptEmbed:
         check_ranking_optembed(config)
         search = _Search(config, data, prepare, training)
         kept, state = open_progress(
-            "optembed", config, training, data, checkpoint_dir, resume=resume
+            "optembed", config, search.trainer, data, checkpoint_dir, resume=resume
         )
         if state is not None:
             search.load_state(state)

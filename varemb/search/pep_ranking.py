@@ -96,8 +96,10 @@ class RankingPEP:
         """
         config = self.config
         check_ranking_pep(config)
-        kept, state = open_progress("pep", config, training, data, checkpoint_dir, resume=resume)
         search = _Search(config, data, prepare, training)
+        kept, state = open_progress(
+            "pep", config, search.trainer, data, checkpoint_dir, resume=resume
+        )
         if state is not None:
             search.load_state(state)
         bar = make_bar("pep", config.max_epochs, initial=search.epochs, progress=progress)

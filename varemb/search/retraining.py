@@ -288,16 +288,28 @@ def count_tables(fitting: Fitting, width: int, rows: int) -> dict[str, Any]:
 def open_progress(
     name: str,
     config: Any,
-    training: PairwiseConfig,
+    trainer: Trainer,
     data: PairData,
     folder: Path | None,
     *,
     resume: bool,
 ) -> tuple[Progress, dict[str, Any] | None]:
-    """The file `name`.safetensors of a method, bound to its settings and data, and its state."""
+    """The file `name`.safetensors of a method, bound to all that decides its result, and its state.
+
+    Args:
+        name: the method's.
+        config: its settings.
+        trainer: of the search; its settings and its recommender, as text, count too.
+        data: the pairs.
+        folder: of the file, or None to keep nothing.
+        resume: read the state that is there.
+    """
     parts = (data.train, data.valid, data.test)
     sizes = [len(users) for users, _ in parts]
-    identity = {**asdict(config), **{f"training {k}": v for k, v in asdict(training).items()}}
+    training = asdict(trainer.config)
+    identity = {**asdict(config), **{f"training {k}": v for k, v in training.items()}}
+    narrow = packed_table(np.ones(len(trainer.counts), np.int64), config.width)
+    identity["recommender"] = str(trainer.start(narrow, torch.Generator()).model)
     identity["pairs"] = [*sizes, data.num_users, data.num_items]
     identity["content"] = checksum(rows for part in parts for rows in part)
     file = Checkpoint.in_folder(folder, name, identity)
