@@ -31,6 +31,7 @@ from benchmarks.run import describe_environment
 from varemb import SizePlan, VarEmbedding
 from varemb.files import save_json
 from varemb.models import DeepFM
+from varemb.storage import tensors_of
 
 # Distinct values of Criteo's 26 categorical fields, cut to 400,000: 2.6 million in all.
 CARDINALITIES = (
@@ -170,7 +171,7 @@ class Contender:
         """Numbers, index, mask and optimizer state of the tables."""
         found: list[Any] = [getattr(table, "mask", None) for table in self.tables]
         for table in self.tables:
-            found += [*table.parameters(), *table.buffers()]
+            found += tensors_of(table)
         for state in self.table_optimizer.state.values():
             found += state.values()
         return [tensor for tensor in found if isinstance(tensor, Tensor) and tensor.numel() > 1]

@@ -9,6 +9,7 @@ import torch
 import varemb
 from benchmarks.cases import Case
 from benchmarks.peers import LEARNING_RATE, Lookup
+from varemb.storage import tensors_of
 
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": varemb.optim.SGD,
@@ -46,6 +47,6 @@ def fused_optimizer(lookup: Lookup, optimizer: str) -> torch.optim.Optimizer:
 
 def _lookup(module: torch.nn.Module, call: Callable[..., torch.Tensor]) -> Lookup:
     def tensors() -> list[torch.Tensor]:
-        return [*module.parameters(), *module.buffers()]
+        return tensors_of(module)
 
     return Lookup(call, tensors, tuple(module.parameters()))

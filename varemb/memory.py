@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from varemb.storage import Storage
+from varemb.storage import Storage, tensors_of
 
 PARTS = ("weights", "index", "unify", "gradient", "optimizer")
 
@@ -166,7 +166,7 @@ def _table(
         for key, value in optimizer.state.get(weight, {}).items()
         if isinstance(value, Tensor) and key != "step"
     ]
-    matrices = [] if unify is None else [*unify.parameters(), *unify.buffers()]
+    matrices = [] if unify is None else tensors_of(unify)
     full = storage.num_present * rows.width
     per_number = [tensor for tensor in (weight, weight.grad, *state) if tensor is not None]
     return TableMemory(

@@ -1,7 +1,6 @@
 """VarEmbedding: torch's module with equal dims, a dense table times a mask with others."""
 
 import copy
-import io
 
 import numpy as np
 import pytest
@@ -212,38 +211,6 @@ def test_refuses_dtypes_that_it_cannot_look_up(dtype):
                 module(5, 8, dtype=dtype, resizable=resizable)
         with pytest.raises(TypeError, match=message):
             module.from_pretrained(torch.zeros(5, 8).to(dtype))
-
-
-def test_state_dict_holds_the_numbers_and_the_dims_alone():
-    table = VarEmbedding(50, 8, dims=DIMS)
-    state = table.state_dict()
-    assert {name: tuple(t.shape) for name, t in state.items()} == {
-        "storage.weight": (int(DIMS.sum()),),
-        "storage.dims": (50,),
-    }
-    other = VarEmbedding(50, 8, dims=DIMS)
-    other.load_state_dict(state)
-    assert torch.equal(other.to_dense(), table.to_dense())
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    buffer.seek(0)
-    other.load_state_dict(torch.load(buffer, weights_only=True))
-
-
-def test_state_dict_of_another_table_is_refused():
-    state = VarEmbedding(50, 8, dims=DIMS).state_dict()
-    other = DIMS.clone()
-    other[7], other[9] = DIMS[9] + (DIMS[9] == DIMS[7]).long(), DIMS[7]
-    before = VarEmbedding(50, 8, dims=other.clamp(max=8))
-    kept = before.weight.detach().clone()
-    with pytest.raises(RuntimeError, match="rows have other dims, first row 7"):
-        before.load_state_dict(state)
-    assert torch.equal(before.weight, kept)
-    with pytest.raises(RuntimeError, match="saved for 50 rows, this table has 51"):
-        VarEmbedding(51, 8).load_state_dict(state)
-    del state["storage.dims"]
-    with pytest.raises(RuntimeError, match=r"Missing key.*storage\.dims"):
-        VarEmbedding(50, 8, dims=DIMS).load_state_dict(state)
 
 
 def test_deepcopy_and_dtype_conversion():

@@ -140,7 +140,7 @@ class VarEmbedding(Table):
         )
         if resizable and field_starts is not None:
             raise ValueError(f"{name}: a table of fields cannot be resizable")
-        self.register_buffer("field_starts", None, persistent=False)
+        self.field_starts = None
         if field_starts is not None:
             self.keep("field_starts", torch.tensor(list(field_starts), device="cpu"), device)
         self.unify = None
@@ -261,6 +261,32 @@ class VarEmbedding(Table):
         table.storage.copy_dense_(dense)
         table.weight.requires_grad_(not freeze)
         return table
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.field_starts is not None:
+            destination[prefix + "field_starts"] = self.field_starts.clone()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        if self.field_starts is not None:
+            state_dict = dict(state_dict)
+            saved, own = state_dict.pop(prefix + "field_starts", None), self.field_starts.tolist()
+            if saved is None:
+                missing_keys.append(prefix + "field_starts")
+            elif saved.tolist() != own:
+                error_msgs.append(f"{prefix}field_starts: saved {saved.tolist()}, this table {own}")
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def unify_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the matrices; none for "pad"."""

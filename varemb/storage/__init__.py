@@ -1,6 +1,6 @@
 """Who owns a table's numbers: storages."""
 
-from varemb.storage.base import LaidOut, RowMap, State, Storage, storage_of
+from varemb.storage.base import LaidOut, RowMap, State, Storage, storage_of, tensors_of
 from varemb.storage.freezing import freeze, thaw
 from varemb.storage.packed import MAX_WIDTH, PackedStorage
 from varemb.storage.paged import PagedStorage
@@ -17,5 +17,6 @@ __all__ = [
     "freeze",
     "prefer_huge_pages",
     "storage_of",
+    "tensors_of",
     "thaw",
 ]

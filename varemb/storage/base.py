@@ -38,32 +38,43 @@ class State:
 
 
 class LaidOut(nn.Module):
-    """A module whose buffers follow from the rows' dims, so that no file and no reset brings them.
+    """A module with tensors that follow from the rows' dims, so that no file and no reset brings
+    them.
 
     They move with the numbers, and keep what they say where `to_empty` makes the numbers anew.
-    While the numbers are on the meta device, the buffers are on the CPU.
+    While the numbers are on the meta device, they are on the CPU. They are no buffers: what takes
+    the mean of buffers (AveragedModel with `use_buffers=True`) would take the mean of addresses.
     """
 
-    def keep(self, name: str, buffer: Tensor, device: torch.device | str | None) -> None:
-        """Registers a buffer made on the CPU, on the device of the numbers."""
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: list[str] = []
+
+    def keep(self, name: str, tensor: Tensor, device: torch.device | str | None) -> None:
+        """Makes a tensor on the CPU an attribute, on the device of the numbers."""
         where = torch.empty(0, device=device).device  # of a `with torch.device(...)` too
-        self.register_buffer(
-            name, buffer if where.type == "meta" else buffer.to(where), persistent=False
-        )
+        setattr(self, name, tensor if where.type == "meta" else tensor.to(where))
+        self._kept.append(name)
+
+    def kept(self) -> list[Tensor]:
+        """The tensors that were given to `keep`, as they are now."""
+        return [getattr(self, name) for name in self._kept]
 
     def _apply(self, fn: Any, recurse: bool = True) -> LaidOut:
-        kept = {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
-        self._buffers.update(dict.fromkeys(kept))  # out of sight of fn, which may be to_empty's
-        try:
-            super()._apply(fn, recurse)
-        finally:
-            self._buffers.update(kept)
-        for name, buffer in kept.items():
-            like = fn(buffer[:0])
+        super()._apply(fn, recurse)
+        for name, tensor in zip(self._kept, self.kept(), strict=True):
+            like = fn(tensor[:0])
             if not like.is_meta:
-                dtype = like.dtype if buffer.is_floating_point() else buffer.dtype
-                self._buffers[name] = buffer.to(like.device, dtype)
+                dtype = like.dtype if tensor.is_floating_point() else tensor.dtype
+                setattr(self, name, tensor.to(like.device, dtype))
         return self
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Parameters, buffers, and what tables keep beside both."""
+    parts = [part for part in module.modules() if isinstance(part, LaidOut)]
+    kept = [tensor for part in parts for tensor in part.kept()]
+    return [*module.parameters(), *module.buffers(), *kept]
 
 
 class Storage(LaidOut, abc.ABC):

@@ -69,7 +69,7 @@ class GrowingStorage(Storage, abc.ABC):
         room = max(chunks + _SPARE_CHUNKS + chunks // _NUMBERS_GROWTH, self._reserved_chunks())
         index = torch.zeros(-(-self.num_rows // 2) + room, dtype=torch.int64, device="cpu")
         index[: -(-self.num_rows // 2)] = -1
-        self.register_buffer("index", index, persistent=False)
+        self.index = index
         self._bind()
         place(self.slots, self.handles, given, counts, self.weight.numel())
         self.push_words()
