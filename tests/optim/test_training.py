@@ -143,6 +143,38 @@ def test_a_scheduler_and_a_plain_assignment_change_the_next_backward():
     assert moved() == pytest.approx(0.5)
 
 
+def test_a_lookup_from_before_a_step_and_a_new_rate_still_goes_backward():
+    """Two losses, each with its step, as with torch's optimizers; the rate is that of backward."""
+    table = VarEmbedding(60, 9, dims=9, dtype=torch.bfloat16)
+    optimizer = optim.SGD(table.parameters(), lr=1.0, stochastic_rounding=True)
+    first, second = (table(torch.tensor([row])).sum() for row in (1, 2))
+    before = table.to_dense()
+    first.backward()
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.5
+    second.backward()
+    moved = (before - table.to_dense()).float()
+    torch.testing.assert_close(moved[1:3, 0], torch.tensor([1.0, 0.5]), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("unify", ["pad", "linear", "bag"])
+def test_a_fused_update_of_a_copy_is_refused(unify):
+    """It would be lost: the hook of activation offloading gives back other memory."""
+    bag = VarEmbeddingBag(6, 4, mode="sum")
+    table = bag if unify == "bag" else VarEmbedding(6, 4, unify=unify)
+    optim.SGD([table.weight], lr=1.0)
+    rows = torch.tensor([[0, 5]])
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
+        loss = table(rows).sum()
+    with pytest.raises(RuntimeError, match="needs the table itself, got a copy of it from a hook"):
+        loss.backward()
+    with torch.autograd.graph.save_on_cpu():  # on the CPU the same memory
+        loss = table(rows).sum()
+    before = table.to_dense()
+    loss.backward()
+    assert not torch.equal(table.to_dense(), before)
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_state_dict_resumes_bit_for_bit(fused):
     def fresh():

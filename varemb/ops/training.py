@@ -82,7 +82,15 @@ def save_trained(ctx: Any, inputs: tuple[Any, ...], form: int, algorithm: int) -
     """Keeps on ctx what `values_gradient` needs; returns the tensors to save."""
     values, _, *state = inputs[:LEAD]
     ctx.form, ctx.algorithm, ctx.numbers = form, algorithm, values.shape[0]
-    return [values, *state] if form == FUSED else [None] * (LEAD - 1)
+    if form != FUSED:
+        return [None] * (LEAD - 1)
+    ctx.address = _address(values)
+    return [values, *state]
+
+
+def _address(values: Tensor) -> int | None:
+    """Where numbers are; None of a tensor that a graph is traced with."""
+    return values.data_ptr() if type(values) in (Tensor, torch.nn.Parameter) else None
 
 
 def values_gradient(
@@ -91,6 +99,11 @@ def values_gradient(
     """The gradient of the flat values in the form that was asked for; None when fused."""
     grad = grad.contiguous()
     if ctx.form == FUSED:
+        if _address(saved[0]) != ctx.address:
+            raise RuntimeError(
+                "lookup: a fused update needs the table itself, got a copy of it from a hook on "
+                "saved tensors (save_on_cpu, activation offloading); look up outside of it"
+            )
         ops.coalesce_update_(*saved, grad, *looked_up, ctx.algorithm)
         return None
     if not ctx.needs_input_grad[0]:

@@ -181,9 +181,9 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
                     weight.grad,
                     algorithm=ALGORITHMS[self.algorithm],
                 )
-            table.steps.add_(1)
+            table.steps.data.add_(1)
             if self._seed is not None:
-                table.state["rounding"][1].add_(1)
+                table.state["rounding"].data[1].add_(1)
         return loss
 
     def detach(self) -> None:

@@ -65,11 +65,12 @@ class Group(dict[str, Any]):
             beta1, beta2 = value
             value = (float(beta1), float(beta2))
         super().__setitem__(key, value)
+        # Through `data`: a lookup made before may still go backward, with the new value.
         for hyper in self._hypers:
             if key in _NUMBERS:
-                hyper[HYPER.index(key)] = value
+                hyper.data[HYPER.index(key)] = value
             elif key == "betas":
-                hyper[3], hyper[4] = value
+                hyper.data[3], hyper.data[4] = value
 
     def __delitem__(self, key: str) -> None:
         if key in _FIXED:
