@@ -79,9 +79,14 @@ def test_convert_refuses_a_tied_weight(head):
     assert isinstance(model.user, nn.Embedding)
 
 
+def test_convert_wants_a_plan():
+    with pytest.raises(TypeError, match="the plan must be a SizePlan, got dict"):
+        convert(nn.Sequential(nn.Embedding(3, 4)), {"0": [1] * 3})
+
+
 def test_convert_replaces_nothing_when_a_later_module_is_refused():
     model = nn.Sequential(nn.Embedding(3, 4), nn.Embedding(3, 4, max_norm=1.0))
-    with pytest.raises(ValueError, match="max_norm and norm_type are not supported"):
+    with pytest.raises(ValueError, match=r"convert: '1': .*max_norm and norm_type are not"):
         convert(model, SizePlan({"0": [1] * 3, "1": [1] * 3}, 4))
     assert isinstance(model[0], nn.Embedding)
 

@@ -1,6 +1,7 @@
 """IdMap: rows by order of first appearance, whatever the threads, the batches and the ids."""
 
 import copy
+import pickle
 import threading
 
 import numpy as np
@@ -119,7 +120,7 @@ def test_a_saved_map_is_the_same_map(tmp_path):
     mapped.rows(KINDS["noise"], grow=True)
     save_state(tmp_path / "map.safetensors", {"users": mapped.state()})
     again = IdMap.from_ids(load_state(tmp_path / "map.safetensors")["users"]["ids"])
-    for other in (again, copy.deepcopy(mapped)):
+    for other in (again, copy.deepcopy(mapped), pickle.loads(pickle.dumps(mapped))):
         other.rows(np.array([LARGEST]), grow=True)
         assert len(other) == len(mapped) + 1
         assert (other.rows(KINDS["noise"], grow=False) == np.arange(60_000)).all()

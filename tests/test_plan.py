@@ -57,6 +57,11 @@ def test_plan_keeps_order_widths_and_dims():
     assert plan.nbytes(torch.bfloat16) == 2 * 306
 
 
+def test_plan_takes_dims_that_numpy_has_no_dtype_for():
+    dims = torch.tensor([1, 4], dtype=torch.bfloat16)
+    assert SizePlan({"a": dims}, 4) == SizePlan({"a": [1, 4]}, 4)
+
+
 def test_plan_cannot_be_changed():
     source = np.array([1, 2])
     plan = SizePlan({"a": source}, 4)

@@ -62,6 +62,7 @@ def test_state_restores_an_optimizer(tmp_path):
     ("state", "message"),
     [
         ({"a": [1, {"b": object()}]}, r"state\['a'\]\[1\]\['b'\] must be .* got object"),
+        ({"a": torch.eye(2).to_sparse()}, r"state\['a'\] must be a dense tensor, got .*sparse_coo"),
         ({1.5: 0}, r"keys of state must be text or whole numbers, got 1.5"),
         ({"a": {True: 0}}, r"keys of state\['a'\]"),
     ],

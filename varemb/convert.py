@@ -26,10 +26,11 @@ def convert(model: nn.Module, plan: SizePlan) -> nn.Module:
         The model. Modules that the plan does not name stay as they are.
 
     Raises:
+        TypeError: the plan is no SizePlan.
         ValueError: a name is not in the model, is another kind of module or a subclass with a
-            forward of its own, or has another number of rows or width, an option that tables of
-            jagged rows lack, or a weight that another module has too; two names of one module have
-            different dims. Nothing has been replaced then.
+            forward of its own, has hooks, or has another number of rows or width, an option that
+            tables of jagged rows lack, or a weight that another module has too; two names of one
+            module have different dims. Nothing has been replaced then.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(3, 4))
@@ -39,6 +40,8 @@ def convert(model: nn.Module, plan: SizePlan) -> nn.Module:
           (storage): PackedStorage(3 rows, width 4, 7 numbers)
         )
     """
+    if not isinstance(plan, SizePlan):
+        raise TypeError(f"convert: the plan must be a SizePlan, got {type(plan).__name__}")
     planned = {name: _checked(model, plan, name) for name in plan}
     first_names: dict[int, str] = {}  # by id: modules need not be hashable
     for name, module in planned.items():
@@ -86,5 +89,8 @@ def _jagged(
     module: nn.Embedding | nn.EmbeddingBag, plan: SizePlan, name: str
 ) -> VarEmbedding | VarEmbeddingBag:
     kind = VarEmbedding if isinstance(module, nn.Embedding) else VarEmbeddingBag
-    table = kind.from_pretrained(module, not module.weight.requires_grad, dims=plan[name])
+    try:
+        table = kind.from_pretrained(module, not module.weight.requires_grad, dims=plan[name])
+    except ValueError as error:
+        raise ValueError(f"convert: {name!r}: {error}") from None
     return table.train(module.training)

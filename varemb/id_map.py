@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -108,8 +108,8 @@ class IdMap:
             )
         return made
 
-    def __deepcopy__(self, memo: object) -> IdMap:
-        return IdMap.from_ids(self.ids())
+    def __reduce__(self) -> tuple[Any, ...]:
+        return IdMap.from_ids, (self.ids(),)
 
 
 def _as_ids(ids: Ids | torch.Tensor, operation: str) -> Ids:

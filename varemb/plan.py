@@ -368,8 +368,8 @@ def _counts(name: str, counts: Sequence[float] | npt.NDArray[Any] | torch.Tensor
 
 
 def _array(name: str, values: Any) -> npt.NDArray[Any]:
-    if isinstance(values, torch.Tensor):
-        values = values.detach().cpu().numpy()
+    if isinstance(values, torch.Tensor):  # numpy has no bfloat16
+        values = (values.double() if values.is_floating_point() else values).detach().cpu().numpy()
     array = np.asarray(values)
     if array.size == 0 and array.ndim == 1:
         return array.astype(np.int64)

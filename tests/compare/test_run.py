@@ -93,9 +93,12 @@ def test_another_method_runs_only_its_own_cells(compared, compare, capsys):
 
 
 def test_other_options_are_refused_by_name(compared, compare, capsys):
+    before = (compared / "comparison.md").read_text()
+    assert "| method |" in before
     assert compare(compared, "--methods", "fde", "--seeds", "1", "--lr", "0.01") == 1
     assert "was started with --lr 0.005, got 0.01" in capsys.readouterr().out
     assert load_json(compared / "wide-deep-fde-seed0" / "metrics.json")["lr"] == 0.005
+    assert (compared / "comparison.md").read_text() == before
 
 
 def test_a_broken_cell_is_reported_and_repaired(compared, compare, tmp_path, monkeypatch, capsys):

@@ -62,3 +62,17 @@ def test_from_pretrained_refuses_what_it_cannot_keep(ours, theirs):
     nn.utils.parametrizations.weight_norm(plain := theirs(12, 6))
     with pytest.raises(ValueError, match="got a parametrized one"):
         ours.from_pretrained(plain)
+
+
+@pytest.mark.parametrize("hook", [
+    lambda module: module.register_forward_hook(lambda *_: None),
+    lambda module: module.register_forward_pre_hook(lambda *_: None),
+    lambda module: module.register_full_backward_hook(lambda *_: None),
+    lambda module: module.register_full_backward_pre_hook(lambda *_: None),
+    lambda module: module.weight.register_hook(lambda grad: grad),
+    nn.utils.spectral_norm,
+])  # fmt: skip
+def test_from_pretrained_refuses_hooks(hook):
+    hook(module := nn.Embedding(12, 6))
+    with pytest.raises(ValueError, match=r"must have no hooks, .* got 1"):
+        VarEmbedding.from_pretrained(module)

@@ -75,6 +75,8 @@ def write_comparison(
 ) -> None:
     """Prints the tables; writes them as comparison.md, with comparison.json and .png beside them.
 
+    Without a table what an earlier comparison wrote stays.
+
     Args:
         out: the folder; made if it is not there.
         record: of comparison.json, which gets the tables and failures too.
@@ -87,6 +89,9 @@ def write_comparison(
         say(f"\n{table.text()}")
     if failures:
         say("\nfailed:\n" + "\n".join(failures))
+    if not tables and (out / "comparison.json").exists():
+        say(f"\nno cell is finished: {out / 'comparison.json'} stays as it was")
+        return
     out.mkdir(parents=True, exist_ok=True)
     shown = {"tables": [dataclasses.asdict(table) for table in tables], "failed": list(failures)}
     save_json(out / "comparison.json", {**record, **shown})

@@ -140,6 +140,8 @@ def _decode_state(
 
 def _encode(value: Any, where: str, tensors: dict[str, torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided:
+            raise TypeError(f"save_state: {where} must be a dense tensor, got {value.layout}")
         name = str(len(tensors))
         tensors[name] = value
         return {"tensor": name}

@@ -32,9 +32,12 @@ def row_dims(module: str, dims: Any, num_rows: int, width: int) -> Tensor:  # [N
 
     Raises:
         TypeError: dims are a whole plan.
-        ValueError: a dim is negative, above D or not whole, or there are not N of them.
+        ValueError: a dim is negative, above D or not whole, there are not N of them, or N is
+            negative.
     """
     check_width(module, width)
+    if num_rows < 0:
+        raise ValueError(f"{module}: num_embeddings must not be negative, got {num_rows}")
     if isinstance(dims, SizePlan):
         names = list(dims)
         raise TypeError(

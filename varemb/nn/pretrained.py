@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
 
 def refuse_own_forward(op: str, module: nn.Module, what: str) -> None:
     """Raises ValueError where a module computes something else than the torch class it is of.
@@ -24,6 +26,13 @@ def refuse_own_forward(op: str, module: nn.Module, what: str) -> None:
         )
     if parametrize.is_parametrized(module):
         raise ValueError(f"{op}: {what} must have a weight of its own, got a parametrized one")
+    hooks = [vars(module)[name] for name in _HOOKS] + [module.weight._backward_hooks]
+    if any(hooks):
+        count = sum(map(len, filter(None, hooks)))
+        raise ValueError(
+            f"{op}: {what} must have no hooks, which would be lost (those of "
+            f"torch.nn.utils.weight_norm and spectral_norm too), got {count}"
+        )
 
 
 def pretrained(
