@@ -38,6 +38,9 @@ def test_row_wise_state_is_counted_once_per_row():
     report = memory_report(table, varemb.optim.RowWiseAdagrad(table.parameters()))
     assert report.bytes["optimizer"] == 240 * 4
     assert report.bytes_full == 240 * 16 * 4 + 240 * 4
+    narrow = VarEmbedding(240, 16, dims=1)  # as many numbers as rows
+    report = memory_report(narrow, varemb.optim.RowWiseAdagrad(narrow.parameters()))
+    assert report.bytes_full == 240 * 16 * 4 + 240 * 4
 
 
 def test_memory_is_within_3_percent_of_the_numbers_at_mean_dim_12():

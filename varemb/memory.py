@@ -168,7 +168,12 @@ def _table(
     ]
     matrices = [] if unify is None else tensors_of(unify)
     full = storage.num_present * rows.width
-    per_number = [tensor for tensor in (weight, weight.grad, *state) if tensor is not None]
+    per_row = {id(tensor) for each in storage.states() for tensor in each.per_row}
+
+    def is_per_number(tensor: Tensor) -> bool:
+        return tensor.numel() == rows.numbers and id(tensor) not in per_row
+
+    held = [tensor for tensor in (weight, weight.grad, *state) if tensor is not None]
     return TableMemory(
         name=name,
         num_rows=storage.num_present,
@@ -184,8 +189,8 @@ def _table(
             "optimizer": _nbytes(state),
         },
         bytes_full=sum(
-            (full if tensor.numel() == rows.numbers else tensor.numel()) * tensor.element_size()
-            for tensor in per_number
+            tensor.element_size() * (full if is_per_number(tensor) else tensor.numel())
+            for tensor in held
             if not tensor.is_sparse
         ),
     )

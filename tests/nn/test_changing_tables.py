@@ -12,6 +12,7 @@ from varemb.files import load_state, save_state
 from varemb.testing import assert_agree
 
 SIZES = (2, 4, 8)
+ROOM = {False: {}, True: {"reserve_numbers": 4000}}  # a packed table grows within a reservation
 
 
 def step(table, optimizer, rows, bag=False):
@@ -80,6 +81,16 @@ def test_chain_map_refuses_what_it_cannot_do():
         with pytest.raises(ValueError, match=r'init="map" needs a table with unify="chain"'):
             other.resize([0], 8, init="map")
     assert torch.equal(table.to_dense(), before)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_table_extended_between_forward_and_backward_refuses_the_gradient(sparse):
+    table = VarEmbedding(10, 4, dims=2, resizable=not sparse, sparse=sparse, **ROOM[sparse])
+    loss = table(torch.arange(10)).sum()
+    table.extend(500, 4)
+    with pytest.raises(RuntimeError, match="extended between forward and backward, it had 20 num"):
+        loss.backward()
+    assert table.weight.grad is None
 
 
 def test_every_size_has_its_matrix_from_the_start():

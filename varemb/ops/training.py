@@ -82,6 +82,7 @@ def save_trained(ctx: Any, inputs: tuple[Any, ...], form: int, algorithm: int) -
     """Keeps on ctx what `values_gradient` needs; returns the tensors to save."""
     values, _, *state = inputs[:LEAD]
     ctx.form, ctx.algorithm, ctx.numbers = form, algorithm, values.shape[0]
+    ctx.table = values if type(values) is torch.nn.Parameter else None  # not of a traced graph
     if form != FUSED:
         return [None] * (LEAD - 1)
     ctx.address = _address(values)
@@ -108,6 +109,11 @@ def values_gradient(
         return None
     if not ctx.needs_input_grad[0]:
         return None
+    if ctx.table is not None and ctx.table.shape[0] != ctx.numbers:
+        raise RuntimeError(
+            f"lookup: a table must not be extended between forward and backward, it had "
+            f"{ctx.numbers} numbers and has {ctx.table.shape[0]}"
+        )
     if ctx.form == SPARSE:
         positions, numbers = ops.coalesce(grad, *looked_up, ctx.numbers)
         return torch.sparse_coo_tensor(

@@ -27,7 +27,7 @@ class PagedStorage(GrowingStorage):
     buffer that no row has are 0.
 
     Views of rows that were taken before a change are no longer the rows; a backward of a lookup
-    made before a change is refused by torch ("modified by an inplace operation").
+    made before a change is refused ("modified by an inplace operation", or "extended").
 
     Args:
         dims: numbers of each row, 0 <= d[r] <= D. [N], any int dtype; -1: the row is absent.
