@@ -147,14 +147,14 @@ class RankingESAPN:
         run_steps("esapn", search, steps, kept.file.save, _show, progress=progress)
         kept.before = search.state()
         dims: Dims = search.dims[search.sizes].numpy()
-        return replace(
-            measure_levels(
-                _candidates(dims, allowed, data.num_users, config.width),
-                data, prepare, search.trainer, training, config.width, config.seed,
-                lambda quality: quality.mean, kept, progress=progress,
-            ),
-            history=search.history,
+        trainer, history = search.trainer, search.history
+        del search  # and with it the last recommender
+        result = measure_levels(
+            _candidates(dims, allowed, data.num_users, config.width),
+            data, prepare, trainer, training, config.width, config.seed,
+            lambda quality: quality.mean, kept, progress=progress,
         )  # fmt: skip
+        return replace(result, history=history)
 
 
 def _candidates(
@@ -278,11 +278,12 @@ class _Search:
             self.adam.step()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
-        assert self.fitting is not None
+        """What a checkpoint holds: at the end of the search no recommender any more."""
+        model: dict[str, Any] = {}
+        if self.fitting is not None and len(self.history) <= self.config.stages:
+            model = {"model": self.fitting.model.state_dict(), "steps": self.fitting.steps}
         return {
-            "model": self.fitting.model.state_dict(),
-            "steps": self.fitting.steps,
+            **model,
             "sizes": self.sizes,
             "losses": self.losses,
             "policies": self.policies.state_dict(),
@@ -296,10 +297,11 @@ class _Search:
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes over what `state` gave."""
         self.sizes, self.losses, self.history = state["sizes"], state["losses"], state["history"]
-        make = packed_table(self.dims[self.sizes].numpy(), self.config.width)
-        self.fitting = self.trainer.start(make, torch.Generator())
-        self.fitting.model.load_state_dict(state["model"])
-        self.fitting.steps = state["steps"]
+        if "model" in state:
+            make = packed_table(self.dims[self.sizes].numpy(), self.config.width)
+            self.fitting = self.trainer.start(make, torch.Generator())
+            self.fitting.model.load_state_dict(state["model"])
+            self.fitting.steps = state["steps"]
         self.policies.load_state_dict(state["policies"])
         self.adam.load_state_dict(state["adam"])
         self.generator.set_state(state["generator"])

@@ -129,11 +129,13 @@ class RankingOptEmbed:
             c: [plan_candidate(search.best_plan(c), data.num_users, config.width)]
             for c in config.sparsities
         }
+        trainer, history = search.trainer, search.history
+        del search  # and with it the supernet and its optimizer
         result = measure_levels(
-            candidates, data, prepare, search.trainer, training, config.width, config.seed,
+            candidates, data, prepare, trainer, training, config.width, config.seed,
             lambda quality: quality.mean, kept, progress=progress,
         )  # fmt: skip
-        return replace(result, history=search.history)
+        return replace(result, history=history)
 
 
 class _Search:
@@ -252,9 +254,10 @@ class _Search:
         return plan
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds."""
+        """What a checkpoint holds: at the end of the search no supernet any more."""
+        is_over = len(self.history) == self.num_steps
         return {
-            **self.fitting.state(),
+            **({} if is_over else self.fitting.state()),
             "t": self.masks.t.detach(),
             "generator": self.generator.get_state(),
             "sampler": self.trainer.sampler.state(),
@@ -266,7 +269,8 @@ class _Search:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes over what `state` gave."""
-        self.fitting.load_state(state)
+        if "model" in state:
+            self.fitting.load_state(state)
         self.masks.t.data.copy_(state["t"])
         self.generator.set_state(state["generator"])
         self.trainer.sampler.load_state(state["sampler"])

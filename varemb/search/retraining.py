@@ -308,8 +308,9 @@ def open_progress(
     sizes = [len(users) for users, _ in parts]
     training = asdict(trainer.config)
     identity = {**asdict(config), **{f"training {k}": v for k, v in training.items()}}
-    narrow = packed_table(np.ones(len(trainer.counts), np.int64), config.width)
-    identity["recommender"] = str(trainer.start(narrow, torch.Generator()).model)
+    if folder is not None:
+        narrow = packed_table(np.ones(len(trainer.counts), np.int64), config.width)
+        identity["recommender"] = str(trainer.start(narrow, torch.Generator()).model)
     identity["pairs"] = [*sizes, data.num_users, data.num_items]
     identity["content"] = checksum(rows for part in parts for rows in part)
     file = Checkpoint.in_folder(folder, name, identity)
