@@ -4,6 +4,7 @@ import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from storage.worn_table import contents, worn
@@ -61,6 +62,24 @@ def test_free_ranges_are_those_of_a_map():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked to give pages back")
+@pytest.mark.parametrize(("rows", "width"), [(8_000, 2048), (130_000, 64)])
+def test_many_rows_change_in_parts(rows, width):
+    """Slots made for later parts are still there when the first part has left many."""
+    low, high = np.repeat([4, 8], rows // 2), np.repeat([8, 4], rows // 2)
+    storage = PagedStorage(torch.from_numpy(low), width)
+    with torch.no_grad():
+        storage.weight.copy_(torch.arange(storage.weight.numel()) % 1000)
+    before = storage.to_dense()[:, :4].clone()
+    storage.resize(torch.arange(rows), high)
+    assert np.array_equal(storage.dims.numpy(), high)
+    assert torch.equal(storage.to_dense()[:, :4], before)
+    offset, dim = storage.spans(np.arange(rows))
+    order = offset.argsort()
+    assert (offset[order][1:] >= (offset + dim)[order][:-1]).all()
+    storage.resize(torch.arange(3), np.int64(2))
+    assert storage.dims[:4].tolist() == [2, 2, 2, 8]
+
+
 def test_no_second_buffer_is_resident_while_a_buffer_grows():
     code = """
 import resource, torch

@@ -15,7 +15,7 @@ from varemb.storage.growing import GrowingStorage
 from varemb.storage.handles import ABSENT, Array
 from varemb.storage.moves import Mover, NewNumbers, parts
 from varemb.storage.requests import check_init, checked_dims, checked_rows, map_rows
-from varemb.storage.slots import ChunkPlan
+from varemb.storage.slots import ChunkPlan, Handles
 
 Ints = npt.NDArray[np.int64]
 
@@ -27,7 +27,7 @@ class PagedStorage(GrowingStorage):
     buffer that no row has are 0.
 
     Views of rows that were taken before a change are no longer the rows; a backward of a lookup
-    made before a change is refused ("modified by an inplace operation", or "extended").
+    made before a change is refused by torch ("modified by an inplace operation").
 
     Args:
         dims: numbers of each row, 0 <= d[r] <= D. [N], any int dtype; -1: the row is absent.
@@ -112,9 +112,16 @@ class PagedStorage(GrowingStorage):
             _, offset, old = self._locate("resize", rows)
             made = map_rows("resize", init, mover.block(offset, old, self.width), old, dims)
         self._provide(asked, backend)
-        for part in parts(len(rows), self.width):
-            own = None if made is None else made[part]
-            self._resize(mover, rows[part], dims[part], new, own, keep_state)
+        left: list[tuple[Handles, Ints]] = []
+        try:
+            for part in parts(len(rows), self.width):
+                own = None if made is None else made[part]
+                left.append(self._resize(mover, rows[part], dims[part], new, own, keep_state))
+        finally:
+            # Not before: slots made for later parts are in chunks without rows, which go when many
+            # slots of a dim are free.
+            for handles, old in left:
+                self.slots.give(handles, old)
 
     def _resize(
         self,
@@ -124,8 +131,11 @@ class PagedStorage(GrowingStorage):
         new: NewNumbers,
         made: Tensor | None,
         keep_state: bool,
-    ) -> None:
-        """Rows get other slots, which there are; what can fail comes before what changes."""
+    ) -> tuple[Handles, Ints]:
+        """Rows get other slots, which there are; what can fail comes before what changes.
+
+        Returns: the slots that they leave, and the dims of these.
+        """
         handles, offset, old = self._locate("resize", rows)
         kept = np.minimum(old, dims)
         block = mover.new_numbers(new, dims - kept) if made is None else made
@@ -139,9 +149,9 @@ class PagedStorage(GrowingStorage):
         mover.clear(offset, old)
         if not keep_state:
             self.reset_rows(rows)
-        self.slots.give(handles, old)
         self._write(rows, taken)
         self.live += int(dims.sum() - old.sum())
+        return handles, old
 
     @torch.no_grad()
     def extend(
