@@ -9,6 +9,7 @@ the CUDA library is built wherever nvcc is, against a torch with or without CUDA
 it everything else is built.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -54,7 +55,6 @@ HOST_NAME = f"_host{sysconfig.get_config_var('EXT_SUFFIX')}"
 BUILT = ("_C_*.so", HOST_NAME)
 PTXAS_SAYS = ("ptxas info", "    0 bytes stack")  # of every kernel, between nvcc's own messages
 ARCHITECTURES = ["8.0", "9.0", "10.0+PTX"]
-COMPILERS = ThreadPoolExecutor(int(os.environ.get("MAX_JOBS", os.cpu_count() or 1)))
 
 
 def folder_of(package):
@@ -183,9 +183,15 @@ def compile_object(source, folder, command):
     return str(out)
 
 
+@functools.cache
+def compilers():
+    """Threads that compile, for all libraries together."""
+    return ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1))
+
+
 def compile_all(jobs):
     """Objects of (source, folder, command) jobs, MAX_JOBS of all libraries at a time."""
-    return list(COMPILERS.map(lambda job: compile_object(*job), jobs))
+    return list(compilers().map(lambda job: compile_object(*job), jobs))
 
 
 def sources_of(room, pattern):

@@ -88,9 +88,32 @@ def test_a_table_extended_between_forward_and_backward_refuses_the_gradient(spar
     table = VarEmbedding(10, 4, dims=2, resizable=not sparse, sparse=sparse, **ROOM[sparse])
     loss = table(torch.arange(10)).sum()
     table.extend(500, 4)
-    with pytest.raises(RuntimeError, match="extended between forward and backward, it had 20 num"):
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
     assert table.weight.grad is None
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("resizable", [False, True])
+def test_a_backward_from_before_the_index_was_replaced_is_refused(resizable, fused):
+    """As many numbers at the same address, but of other rows."""
+    table = VarEmbedding(10, 8, dims=3, resizable=resizable, reserve_numbers=4000)
+    if fused:
+        optim.SGD([table.weight], lr=1.0)
+    loss = table(torch.tensor([3])).sum()
+    table.extend(2000, 1)
+    table.resize([0, 3], [1, 5])
+    before = table.to_dense()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    assert torch.equal(table.to_dense(), before) and table.weight.grad is None
+
+
+def test_freeze_refuses_sizes_that_packed_rows_are_rounded_from():
+    sizes = (3, 300)
+    table = VarEmbedding(4, 300, dims=3, resizable=True, sizes=sizes, unify="linear")
+    with pytest.raises(ValueError, match=r"multiples of 2 at a width of 300, got \[3, 300\]"):
+        table.freeze()
 
 
 def test_every_size_has_its_matrix_from_the_start():

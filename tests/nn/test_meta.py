@@ -1,5 +1,7 @@
 """Tables made without memory, given some, and filled anew."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -52,6 +54,21 @@ def test_forward_on_meta_has_the_shape_and_no_numbers():
         table = MAKERS[name](device="meta")
         out = table(IDS.to("meta"))
         assert out.is_meta and out.shape == MAKERS[name]()(IDS).shape
+
+
+def test_a_chain_has_a_forward_on_meta():
+    table = VarEmbedding(4, 8, dims=[2, 4, 8, 8], unify="chain", device="meta")
+    assert table(torch.zeros(3, dtype=torch.int64, device="meta")).shape == (3, 8)
+
+
+@pytest.mark.parametrize("resizable", [False, True])
+def test_the_index_follows_numbers_that_were_moved_alone(resizable):
+    """As sharding and replicas move them: parameters and buffers one by one."""
+    storage = VarEmbedding(4, 8, dims=2, resizable=resizable).storage
+    index = storage.index
+    assert storage.beside("index", storage.weight) is index
+    elsewhere = SimpleNamespace(device=torch.device("meta"), is_meta=False)
+    assert storage.beside("index", elsewhere).is_meta and storage.index.is_meta
 
 
 def test_to_empty_keeps_where_rows_are(make):

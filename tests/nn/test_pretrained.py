@@ -74,5 +74,5 @@ def test_from_pretrained_refuses_what_it_cannot_keep(ours, theirs):
 ])  # fmt: skip
 def test_from_pretrained_refuses_hooks(hook):
     hook(module := nn.Embedding(12, 6))
-    with pytest.raises(ValueError, match=r"must have no hooks, .* got 1"):
+    with pytest.raises(ValueError, match=r"must have no hooks, .* got [1-3]$"):
         VarEmbedding.from_pretrained(module)

@@ -71,6 +71,15 @@ def test_lookup_limit_masks_reading_and_gradient(backend, per_lookup):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_lookup_limit_above_every_width_is_none(backend):
+    dims, width, indices = CASES["odd_width"]
+    table = make_table(dims, width)
+    for most in (2**31, torch.full(indices.shape, 2**63 - 1)):
+        out = lookup(table.values, table.rows, indices, limit=most, backend=backend)
+        assert torch.equal(out, table.dense[indices])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_lookup_padding_row_is_read_but_not_trained(backend):
     table = make_table(torch.tensor([3, 2, 3]), 3)
     indices = torch.tensor([1, 0, 1])
@@ -113,6 +122,8 @@ def test_lookup_refuses_what_is_not_an_index():
         lookup(table.values, table.rows, torch.zeros(3))
     with pytest.raises(TypeError, match="got bool"):
         lookup(table.values, table.rows, torch.zeros(3, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"limit must be whole, got 2\.7"):
+        lookup(table.values, table.rows, torch.zeros(3, dtype=torch.int64), limit=2.7)
     with pytest.raises(ValueError, match="limit must not be negative, got -1"):
         lookup(table.values, table.rows, torch.zeros(3, dtype=torch.int64), limit=-1)
     with pytest.raises(ValueError, match=r"limit must have the shape of indices \[3\], got \[2\]"):

@@ -157,16 +157,21 @@ def test_a_lookup_from_before_a_step_and_a_new_rate_still_goes_backward():
     torch.testing.assert_close(moved[1:3, 0], torch.tensor([1.0, 0.5]), rtol=0, atol=0.01)
 
 
+def but_parameters(tensor):
+    return tensor if isinstance(tensor, nn.Parameter) else tensor.clone()
+
+
+@pytest.mark.parametrize("copies", [torch.clone, but_parameters])
 @pytest.mark.parametrize("unify", ["pad", "linear", "bag"])
-def test_a_fused_update_of_a_copy_is_refused(unify):
+def test_a_fused_update_of_a_copy_is_refused(unify, copies):
     """It would be lost: the hook of activation offloading gives back other memory."""
     bag = VarEmbeddingBag(6, 4, mode="sum")
     table = bag if unify == "bag" else VarEmbedding(6, 4, unify=unify)
-    optim.SGD([table.weight], lr=1.0)
+    optim.Adam([table.weight], lr=1.0)
     rows = torch.tensor([[0, 5]])
-    with torch.autograd.graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(copies, lambda tensor: tensor):
         loss = table(rows).sum()
-    with pytest.raises(RuntimeError, match="needs the table itself, got a copy of it from a hook"):
+    with pytest.raises(RuntimeError, match="needs the table and its state themselves, got copies"):
         loss.backward()
     with torch.autograd.graph.save_on_cpu():  # on the CPU the same memory
         loss = table(rows).sum()

@@ -96,6 +96,18 @@ def test_a_file_that_lies_is_refused_and_changes_nothing(name, change, message):
     assert storage.dims[:4].tolist() == [0, 4, 4, 2]
 
 
+@pytest.mark.parametrize("change", [lambda t: t.flip(0), lambda t: t.roll(3)])
+def test_free_slots_out_of_their_order_are_refused(change):
+    storage = PagedStorage(torch.full((40,), 4), 8)
+    storage.resize(list(range(20)), 6)
+    storage.resize(list(range(5)), 2)
+    state = storage.state_dict()
+    PagedStorage(torch.full((40,), 4), 8).load_state_dict(state)
+    state["free_slots"] = change(state["free_slots"]).clone()
+    with pytest.raises(RuntimeError, match="free_slots must be in the order of their dims"):
+        PagedStorage(torch.full((40,), 4), 8).load_state_dict(state)
+
+
 def test_packed_and_paged_files_are_not_mixed_up():
     paged, packed = PagedStorage(torch.tensor([1, 5]), 8), PackedStorage(torch.tensor([1, 5]), 8)
     with pytest.raises(RuntimeError, match="saved by a packed table"):

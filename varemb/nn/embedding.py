@@ -71,7 +71,7 @@ class VarEmbedding(Table):
         reserve_rows, reserve_numbers: room that a resizable table has from the start: within it its
             tensors keep their addresses. With reserve_numbers a table that is not resizable can be
             rebuilt in place by `resize` and `extend`, never holding more numbers than these.
-        backend: "cpu" or "reference"; by default the fastest that runs.
+        backend: "cpu", "cuda", "triton" or "reference"; by default the fastest that runs.
 
     Attributes:
         weight: all rows' numbers, one row after another. Parameter [E].
@@ -299,8 +299,9 @@ class VarEmbedding(Table):
             input: rows, or ids [*, F] of a table of fields.
             limit: read and train only the first so many numbers: one for all or shape of input.
         """
-        starts, table = self.field_starts, self.storage
-        indices = input if starts is None else field_rows(input, starts)
+        table, indices = self.storage, input
+        if self.field_starts is not None:
+            indices = field_rows(input, self.beside("field_starts", table.weight))
         trained: dict[str, Any] = {
             "padding_idx": self.padding_idx,
             "sparse": self.sparse,
@@ -311,7 +312,8 @@ class VarEmbedding(Table):
             return lookup(table.weight, table.rows, indices, limit=limit, **trained)
         if limit is not None:
             raise ValueError("VarEmbedding: limit needs unify='pad'")
-        groups, (weight, bias) = self.unify.groups, self.unify.matrices()
+        weight, bias = self.unify.matrices()
+        groups = self.unify.beside("groups", weight)
         return lookup_linear(table.weight, table.rows, indices, groups, weight, bias, **trained)
 
     def extra_repr(self) -> str:

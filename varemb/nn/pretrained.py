@@ -7,7 +7,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+    "_state_dict_hooks", "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
 
 
 def refuse_own_forward(op: str, module: nn.Module, what: str) -> None:
@@ -26,7 +30,8 @@ def refuse_own_forward(op: str, module: nn.Module, what: str) -> None:
         )
     if parametrize.is_parametrized(module):
         raise ValueError(f"{op}: {what} must have a weight of its own, got a parametrized one")
-    hooks = [vars(module)[name] for name in _HOOKS] + [module.weight._backward_hooks]
+    hooks = [getattr(module, name) for name in _HOOKS]
+    hooks += [module.weight._backward_hooks, module.weight._post_accumulate_grad_hooks]
     if any(hooks):
         count = sum(map(len, filter(None, hooks)))
         raise ValueError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from varemb.nn.filling import fill_table
 from varemb.nn.unify import ChainUnify, LinearUnify
+from varemb.rows import granule_for
 from varemb.storage import LaidOut, PackedStorage, PagedStorage, RowMap, freeze, thaw
 
 _Table = TypeVar("_Table", bound="Table")
@@ -281,8 +282,16 @@ class Table(LaidOut):
         Rows that are absent get a dim of 0, up to the last row that was ever there.
 
         Raises:
-            ValueError: the table is not resizable.
+            ValueError: the table is not resizable, or its matrices take rows of a size to which
+                packed rows would be rounded up (above a width of 255).
         """
+        granule = granule_for(self.embedding_dim)
+        sizes = [] if self.unify is None else [size for _, size in self.unify.members]
+        if any(size % granule for size in sizes):
+            raise ValueError(
+                f"{type(self).__name__}.freeze: sizes must be multiples of {granule} at a width of "
+                f"{self.embedding_dim}, got {sorted(set(sizes))}"
+            )
         return self._with(freeze(self._paged("freeze"), backend=self.backend))
 
     def thaw(

@@ -157,8 +157,10 @@ class ChainUnify(LaidOut):
         """weight [S, D] and bias [C, D] of the groups, differentiable in the maps."""
         weights: dict[tuple[int, int], Tensor] = {}
         biases: dict[tuple[int, int], Tensor] = {}
+        first = next(self.parameters(), self.identity)
+        identity = self.identity.to(first.device)  # on meta too
         for field, (sizes, maps) in enumerate(zip(self.sizes, self.maps, strict=True)):
-            weight, bias = self.identity, self.identity.new_zeros(self.identity.shape[0])
+            weight, bias = identity, identity.new_zeros(identity.shape[0])
             weights[field, sizes[-1]], biases[field, sizes[-1]] = weight, bias
             for j in reversed(range(len(sizes) - 1)):
                 bias = maps[j].bias @ weight + bias  # type: ignore[index]

@@ -50,7 +50,7 @@ def lookup(
         padding_idx: a row that is read but never trained.
         sparse: the gradient of values is a sparse tensor of the touched numbers; packed only.
         fused: an optimizer to apply in backward instead of returning a gradient.
-        backend: "cpu" or "reference"; by default the fastest that runs.
+        backend: "cpu", "cuda", "triton" or "reference"; by default the fastest that runs.
 
     Returns:
         [*, D], dtype of values.

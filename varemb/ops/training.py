@@ -17,6 +17,7 @@ from varemb.ops.reference import MAX, MEAN, SUM, refuse_paged
 from varemb.rows import Rows
 
 DENSE, SPARSE, FUSED = 0, 1, 2
+_MOST = 2**31 - 1
 LEAD = 6  # the arguments of a `*_trained` operation before the index: values, then those of Fused
 MODES = {"sum": SUM, "mean": MEAN, "max": MAX}
 
@@ -82,16 +83,15 @@ def save_trained(ctx: Any, inputs: tuple[Any, ...], form: int, algorithm: int) -
     """Keeps on ctx what `values_gradient` needs; returns the tensors to save."""
     values, _, *state = inputs[:LEAD]
     ctx.form, ctx.algorithm, ctx.numbers = form, algorithm, values.shape[0]
-    ctx.table = values if type(values) is torch.nn.Parameter else None  # not of a traced graph
     if form != FUSED:
         return [None] * (LEAD - 1)
-    ctx.address = _address(values)
+    ctx.addresses = _addresses(values, *state)
     return [values, *state]
 
 
-def _address(values: Tensor) -> int | None:
-    """Where numbers are; None of a tensor that a graph is traced with."""
-    return values.data_ptr() if type(values) in (Tensor, torch.nn.Parameter) else None
+def _addresses(*tensors: Tensor | None) -> list[int]:
+    """Where numbers are; not of tensors that a graph is traced with."""
+    return [t.data_ptr() for t in tensors if type(t) in (Tensor, torch.nn.Parameter)]  # type: ignore[union-attr]
 
 
 def values_gradient(
@@ -100,20 +100,15 @@ def values_gradient(
     """The gradient of the flat values in the form that was asked for; None when fused."""
     grad = grad.contiguous()
     if ctx.form == FUSED:
-        if _address(saved[0]) != ctx.address:
+        if _addresses(*saved) != ctx.addresses:
             raise RuntimeError(
-                "lookup: a fused update needs the table itself, got a copy of it from a hook on "
-                "saved tensors (save_on_cpu, activation offloading); look up outside of it"
+                "lookup: a fused update needs the table and its state themselves, got copies from "
+                "a hook on saved tensors (save_on_cpu, offloading); look up outside of it"
             )
         ops.coalesce_update_(*saved, grad, *looked_up, ctx.algorithm)
         return None
     if not ctx.needs_input_grad[0]:
         return None
-    if ctx.table is not None and ctx.table.shape[0] != ctx.numbers:
-        raise RuntimeError(
-            f"lookup: a table must not be extended between forward and backward, it had "
-            f"{ctx.numbers} numbers and has {ctx.table.shape[0]}"
-        )
     if ctx.form == SPARSE:
         positions, numbers = ops.coalesce(grad, *looked_up, ctx.numbers)
         return torch.sparse_coo_tensor(
@@ -292,7 +287,10 @@ def limit_tensor(op: str, limit: int | Tensor | None, indices: Tensor) -> Tensor
             raise ValueError(
                 f"{op}: limit must be on the device of indices {indices.device}, got {limit.device}"
             )
-        return limit.reshape(-1).to(torch.int32).contiguous()
+        return limit.reshape(-1).clamp(max=_MOST).to(torch.int32).contiguous()
+    if isinstance(limit, float):
+        raise TypeError(f"{op}: limit must be whole, got {limit}")
+    limit = min(limit, _MOST)
     if limit < 0:
         raise ValueError(f"{op}: limit must not be negative, got {limit}")
     return torch.full((1,), limit, dtype=torch.int32, device=indices.device)

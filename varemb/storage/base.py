@@ -56,6 +56,15 @@ class LaidOut(nn.Module):
         setattr(self, name, tensor if where.type == "meta" else tensor.to(where))
         self._kept.append(name)
 
+    def beside(self, name: str, like: Tensor) -> Tensor:
+        """A kept tensor on the device of numbers, which may have been moved one by one: sharding
+        and replicas move parameters and buffers."""
+        tensor: Tensor = getattr(self, name)
+        if tensor.device != like.device and not like.is_meta:
+            tensor = tensor.to(like.device)
+            setattr(self, name, tensor)
+        return tensor
+
     def kept(self) -> list[Tensor]:
         """The tensors that were given to `keep`, as they are now."""
         return [getattr(self, name) for name in self._kept]

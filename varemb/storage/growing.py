@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from varemb.ops.reference import stored_dims
 from varemb.rows import Rows
@@ -99,6 +100,9 @@ class GrowingStorage(Storage, abc.ABC):
 
     @property
     def rows(self) -> Rows:
+        index = self.index
+        if self.beside("index", self.weight) is not index:
+            self._bind()
         return Rows(self.index, self.num_rows, self.width, 1, self.weight.shape[0])
 
     @property
@@ -193,6 +197,7 @@ class GrowingStorage(Storage, abc.ABC):
         index[:new_words] = -1
         index[:words] = old[:words]
         index[new_words : new_words + len(self.slots.words)] = old[words:]
+        increment_version(old)  # a backward that saved it is refused
         self.index, self.num_rows = index, num_rows
         self._bind()
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from varemb.ops import lookup
 from varemb.ops.reference import ROWS_PER_BLOCK, locate, stored_dims
@@ -104,7 +105,8 @@ class PackedStorage(Storage):
 
     @property
     def rows(self) -> Rows:
-        return Rows(self.index, self.num_rows, self.width, self.granule, self.numbers)
+        index = self.beside("index", self.weight)
+        return Rows(index, self.num_rows, self.width, self.granule, self.numbers)
 
     @property
     def dims(self) -> Tensor:
@@ -247,6 +249,7 @@ class PackedStorage(Storage):
                 tensor.data = fitted(
                     tensor, self.num_rows, self.num_rows + count, self.reserve_rows
                 )
+        increment_version(self.index)  # a backward that saved it is refused
         self.index = index.to(self.index.device)
         self.num_rows += count
         self.transient_nbytes = index.nbytes + 8 * self.num_rows

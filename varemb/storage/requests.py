@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -54,7 +55,7 @@ def checked_dims(
         TypeError: they are not whole.
         ValueError: one is out of range or no size of the table, or there are not `count` of them.
     """
-    array = _whole(op, "dims", np.full(count, dims) if isinstance(dims, int) else dims)
+    array = _whole(op, "dims", np.full(count, dims) if isinstance(dims, Integral) else dims)
     if array.size != count:
         raise ValueError(f"{op}: dims must have one number per row, {count}, got {array.size}")
     bad = (array < 0) | (array > width)

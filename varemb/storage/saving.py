@@ -79,9 +79,11 @@ def fault_of(
         base[used[0]] < 0 or ends[-1] > numbers or (base[used[1:]] < ends[:-1]).any()
     ):
         return "chunks overlap or leave the weight"
-    return _fault_of_rows(
-        handles.view(np.uint32), free.view(np.uint32), rows, removed, saved, sizes
-    )
+    slots = free.view(np.uint32)
+    fault = _fault_of_rows(handles.view(np.uint32), slots, rows, removed, saved, sizes)
+    if fault is None and (np.diff(dim[slots >> SLOT_BITS]) < 0).any():
+        return "free_slots must be in the order of their dims"
+    return fault
 
 
 def _fault_of_rows(
