@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import nn
@@ -30,7 +30,7 @@ from varemb.models import FM, IPNN, NFM, AutoInt, DeepFM, WideDeep
 from varemb.plan import SizePlan
 from varemb.report import format_results, format_table, method_name, total_bytes
 from varemb.runs import CHECKPOINT, HISTORY, METRICS, PLAN, load_run, open_run
-from varemb.search import VARIANTS, AutoDim, AutoDimConfig, MakeModel, TrainConfig, train_plan
+from varemb.search import AutoDim, AutoDimConfig, MakeModel, TrainConfig, train_plan
 
 Result = dict[str, Any]
 Say = Callable[[str], None]
@@ -106,10 +106,15 @@ def train_option(name: str) -> str:
     return "--" + name.rstrip("_").replace("_", "-")
 
 
-@lru_cache(maxsize=1)  # the cells of a comparison share their data
+# Of each train part, as long as it lives: the cells of a comparison share their data.
+_CHECKSUMS: WeakKeyDictionary[ClickData, str] = WeakKeyDictionary()
+
+
 def _data_checksum(*parts: ClickData) -> str:
-    arrays = [array for part in parts for array in (part.ids.numpy(), part.labels.numpy())]
-    return f"checksum {checksum(arrays)}"
+    if parts[0] not in _CHECKSUMS:
+        arrays = [array for part in parts for array in (part.ids.numpy(), part.labels.numpy())]
+        _CHECKSUMS[parts[0]] = f"checksum {checksum(arrays)}"
+    return _CHECKSUMS[parts[0]]
 
 
 def plan_checksum(plan: SizePlan) -> str:
@@ -188,8 +193,7 @@ def _search(
         say(format_table(["field", "dim found", "planted"], rows) + "\n")
     history = list(found.history)
     _keep(place, plan, history)
-    unify = VARIANTS[config.variant][1]
-    autodim = _train(task, place, autodim_name(config), plan, unify, history)
+    autodim = _train(task, place, autodim_name(config), plan, found.unify, history)
     seconds = {"search_seconds": found.seconds, "train_seconds": autodim["seconds"]}
     autodim |= {**seconds, "seconds": sum(seconds.values())}
     if planted:

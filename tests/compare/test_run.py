@@ -92,6 +92,20 @@ def test_another_method_runs_only_its_own_cells(compared, compare, capsys):
     assert "cell 2 of 3: wide-deep, AutoDim AD-1, seed 0" in out
 
 
+def test_a_grid_of_one_point_is_another_cell(compare, tmp_path, capsys):
+    words = ["--methods", "fde", "--seeds", "1", "--tune", "--tune-weight-decay", "0"]
+    assert compare(tmp_path / "one", *words, "--tune-lr", "0.05") == 0
+    assert compare(tmp_path / "one", *words, "--tune-lr", "0.001") == 1
+    assert "was started with --tune-lr [0.05], got" in capsys.readouterr().out
+
+
+def test_what_comes_from_the_training_has_no_option_of_its_own(compare, tmp_path, capsys):
+    for words in (["darts", "--darts-lr", "0.5"], ["autoemb", "--autoemb-max-epochs", "3"]):
+        with pytest.raises(SystemExit):
+            compare(tmp_path / "own", "--methods", *words)
+        assert f"unknown option {words[1]}" in capsys.readouterr().err
+
+
 def test_other_options_are_refused_by_name(compared, compare, capsys):
     before = (compared / "comparison.md").read_text()
     assert "| method |" in before

@@ -214,6 +214,7 @@ def test_every_variant_searches_and_resumes(tmp_path, variant):
     found = search(config, parts, checkpoint_dir=tmp_path)
     again = search(config, parts, checkpoint_dir=tmp_path, resume=True)
     assert found.plan == again.plan and found.history == again.history
+    assert found.unify == again.unify == ("pad" if variant in ("ad-1", "ad-3") else "linear")
 
 
 def test_the_same_seed_gives_the_same_search():
@@ -289,6 +290,7 @@ def test_a_loss_that_is_not_finite_is_refused():
         ({"candidates": (0, 2)}, "candidates must be positive and increasing"),
         ({"f": 0}, "f must be at least 1, got 0"),
         ({"search_epochs": 0}, "search_epochs must be at least 1, got 0"),
+        ({"warmup_epochs": -1}, "warmup_epochs must not be negative, got -1"),
         ({"variant": "ad-5"}, "variant must be ad-1, ad-2, ad-3, ad-4, got 'ad-5'"),
         ({"tau_floor": 0.0}, r"tau_floor must be in \(0, 1\], got 0.0"),
     ],

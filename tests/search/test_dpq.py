@@ -73,6 +73,7 @@ def test_the_head_is_the_most_frequent_share_of_each_field():
     "method, message",
     [
         (DPQ(DPQConfig(width=6, groups=4)), "DPQ: groups must divide the width 6, got 4"),
+        (DPQ(DPQConfig(width=514, groups=2)), "a width of 514 must be a multiple of 4"),
         (DPQ(DPQConfig(centroids=1)), r"DPQ: centroids must be in 2..65536, got 1"),
         (MGQE(MGQEConfig(tail_centroids=300)), r"tail_centroids must be in 2..256, got 300"),
         (MGQE(MGQEConfig(head=0.0)), r"head must be in \(0, 1\], got 0.0"),

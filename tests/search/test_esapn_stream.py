@@ -25,6 +25,7 @@ from varemb.search.stream_events import losses
 from varemb.search.stream_history import History
 from varemb.search.stream_recorder import Recorder, Scored
 from varemb.search.stream_side import Side
+from varemb.storage import tensors_of
 
 SMALL = {"hidden": 16, "batch_size": 50, "window": 200, "checkpoint_every": 2}
 SIZES = (2, 4, 8)
@@ -275,6 +276,32 @@ def test_results_say_what_the_tables_hold(make):
     assert all(value >= 0 for value in result.bytes.values())
     first = sides[0].ids.ids()[0]
     assert first == stream.users[0]
+
+
+@pytest.mark.parametrize("name", ["fixed", "esapn", "darts", "autoemb"])
+def test_unify_counts_what_brings_served_rows_to_the_width(name):
+    method = METHODS[name]()
+    result = method.fit(make_stream(400), progress=False)
+    learner, rows = method.learner, sum(len(dims) for dims in result.plan.tables.values())
+    chain = 2 * 4 * (2 * 4 + 4 + 4 * 8 + 8)  # two sides, maps 2 to 4 and 4 to 8 with biases
+    maps = 2 * 4 * (14 * 8 + 3 * 8)
+    extra = result.bytes["unify"] - {"fixed": 0, "esapn": chain}.get(name, maps)
+    if name == "darts":
+        logits = 4 * 3 * rows
+        index = sum(table.storage.index.nbytes for table in learner.logits)
+        assert logits + index <= extra <= 2 * logits + index  # with room to grow
+    elif name == "autoemb":
+        last = sum(side.column("p").nbytes for side in learner.sides)
+        controllers = sum(t.nbytes for t in tensors_of(learner.modules["chooser"]))
+        assert extra == last + controllers and last >= 4 * 3 * rows
+        assert result.bytes["ids"] == sum(side.nbytes for side in learner.sides) - last
+    else:
+        kept = (
+            sum(t.nbytes for side in learner.sides for t in side.table.unify.kept())
+            if (name == "esapn")
+            else 0
+        )
+        assert extra == kept
 
 
 @pytest.mark.parametrize("name", ["darts", "autoemb"])

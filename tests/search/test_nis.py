@@ -79,7 +79,10 @@ def make_run(table, optimizer):
 
 
 VALID = SimpleNamespace(
-    ids=torch.zeros(2, 2), labels=torch.zeros(2), field_names=("a", "b"), cardinalities=(5, 2)
+    ids=torch.zeros(2, 2),
+    labels=torch.tensor([0.0, 1.0]),
+    field_names=("a", "b"),
+    cardinalities=(5, 2),
 )
 
 
@@ -108,6 +111,16 @@ def test_numbers_within_the_budget_cost_nothing(monkeypatch):
     table = make_table(config)
     run = make_run(table, torch.optim.SGD([table.policy], 1.0))
     assert nis._update_policy(run, table, config, VALID) == 0.7
+
+
+def test_a_validation_batch_of_one_class_moves_no_policy():
+    table = make_table()
+    run = make_run(table, torch.optim.SGD([table.policy], 1.0))
+    before = table.policy.detach().clone()
+    for labels in (torch.zeros(2), torch.ones(2)):
+        valid = SimpleNamespace(**{**vars(VALID), "labels": labels})
+        assert nis._update_policy(run, table, CONFIG, valid) is None
+    assert torch.equal(table.policy, before) and run.kept == {}
 
 
 @pytest.mark.parametrize("budget", [0.25, 0.6])

@@ -186,6 +186,7 @@ def test_a_search_killed_between_epochs_resumes_bit_for_bit(
     [
         ({"mutation": 1.5}, r"mutation must be in \[0, 1\], got 1.5"),
         ({"parents": 0}, "parents must be at least 1, got 0"),
+        ({"width": 257}, "a width of 257 must be a multiple of 2"),
         ({"generations": 0}, "generations must be at least 1"),
     ],
 )

@@ -195,6 +195,7 @@ def test_a_pruning_killed_between_epochs_resumes_bit_for_bit(tmp_path, monkeypat
         ({"target": 0.0}, r"target must be in \(0, 1\], got 0.0"),
         ({"target": 1.5}, "target must be in"),
         ({"width": 0}, "width must be at least 1"),
+        ({"width": 257}, "a width of 257 must be a multiple of 2"),
         ({"granularity": "rows"}, "granularity must be global, .* got 'rows'"),
     ],
 )

@@ -236,6 +236,11 @@ def test_resume_refuses_other_settings(tmp_path):
         ({"width": 256}, "width must be at most 255, got 256"),
         ({"policy": "best"}, "policy must be one of scall, uniform, random, frequency"),
         ({"steps": 0}, "steps must be at least 1"),
+        ({"low": 1.2, "high": 0.7}, r"or 0 <= low < high, got 1.2 and 0.7"),
+        ({"low": 0.9}, r"or 0 <= low < high, got 0.9 and 0.0"),
+        ({"valid_share": -0.5}, "valid_share must not be negative, got -0.5"),
+        ({"valid_share": 1.0}, "valid_share must be below 1, got 1.0"),
+        ({"reservoir": -1.0}, "reservoir must not be negative, got -1.0"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, message):

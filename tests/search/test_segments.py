@@ -141,6 +141,18 @@ def test_too_many_rows_are_refused_before_they_are_learnt():
     assert len(past.users) == len(past.items) == len(past.events) == 0
 
 
+def test_a_segment_that_is_refused_again_and_again_adds_nothing():
+    """The test part before it is learnt once."""
+    past, generator = Past(), torch.Generator().manual_seed(0)
+    past.open_segment(*draw_events(1, 100), CONFIG, generator)
+    counts = []
+    for _ in range(3):
+        with pytest.raises(ValueError, match="at least a number per row"):
+            past.open_segment(*draw_events(3, 50), CONFIG, generator, most_rows=1)
+        counts.append(len(past.events))
+    assert counts == [100] * 3
+
+
 def test_past_and_frame_continue_from_their_state():
     _, frame, past = open_both()
     other = Past()

@@ -16,8 +16,6 @@ from varemb.files import load_json, save_json, save_jsonl
 from varemb.plan import SizePlan
 from varemb.runs import CHECKPOINT, HISTORY, METRICS, PLAN, open_run
 from varemb.search import (
-    VARIANTS,
-    AutoDimConfig,
     SearchResult,
     TrainConfig,
     TrainResult,
@@ -116,7 +114,7 @@ def run_cell(
         options |= config_options(config)
     else:
         options["content of the plan"] = plan_checksum(given.plan)
-    if len(grid.points(task.training)) > 1:
+    if grid.points(task.training) != [task.training]:
         options |= {"--tune-lr": grid.lr, "--tune-weight-decay": grid.weight_decay}
     with open_run(folder, options, resume=folder.exists() and any(folder.iterdir())) as is_finished:
         finished = load_cell(folder) if is_finished else None
@@ -174,16 +172,13 @@ def _search(
 ) -> SearchResult:
     shared = {name: getattr(training, name) for name in method.shared}
     config = dataclasses.replace(config, **shared)
-    found = method.search(config).fit(
+    return method.search(config).fit(
         task.make_model(_width(config)),
         task.train,
         task.valid,
         checkpoint_dir=place,
         resume=True,
     )
-    if isinstance(config, AutoDimConfig):
-        return dataclasses.replace(found, unify=VARIANTS[config.variant][1])
-    return found
 
 
 def _width(config: Any) -> int:

@@ -131,8 +131,10 @@ def setting_option(config: type[Any], name: str) -> str:
 
 
 def own_fields(config: type[Any]) -> list[dataclasses.Field[Any]]:
-    """The fields of a config that have an option of their own."""
-    return [each for each in dataclasses.fields(config) if each.name not in _COMMON]
+    """The fields of a config that have an option of their own; not what comes from the training."""
+    shared = {name for method in METHODS.values() if method.config is config
+              for name in method.shared}  # fmt: skip
+    return [each for each in dataclasses.fields(config) if each.name not in _COMMON | shared]
 
 
 def all_configs() -> list[type[Any]]:
@@ -167,10 +169,10 @@ def make_config(
         option = setting_option(method.config, each.name)
         if each.name in common:
             values[each.name] = common[each.name]
-        elif option in settings:
-            values[each.name] = settings[option]
         elif each.name in method.shared:
             values[each.name] = getattr(training, each.name)
+        elif option in settings:
+            values[each.name] = settings[option]
     return method.config(**{**values, **method.changes, **changes})
 
 

@@ -24,7 +24,7 @@ from torch import nn
 
 from varemb.search.base import FieldData, MakeModel, SearchResult
 from varemb.search.quantized import QuantizedTable
-from varemb.search.settings import check_positive, check_rates, option
+from varemb.search.settings import check_exact, check_positive, check_rates, option
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def check_dpq(config: DPQConfig) -> None:
 
 def check_codes(method: str, width: int, groups: int, centroids: int) -> None:
     """Raises ValueError unless the groups divide the width and a code takes 1 to 16 bits."""
+    check_exact(method, width)
     if width % groups:
         raise ValueError(f"{method}: groups must divide the width {width}, got {groups}")
     if not 2 <= centroids <= 65536:

@@ -115,6 +115,7 @@ class Epochs:
             self.generator.set_state(state["generator"])
             self.kept, self.history = state["kept"], state["history"]
             self.seconds = state["seconds"]
+            del state  # and with it a second copy of the weights
         while len(self.history) < total and not self.kept.get("is_done"):
             start = time.perf_counter()
             with seeded_from(self.generator):

@@ -40,6 +40,7 @@ from varemb.search.base import FieldData, MakeModel, MakeTable, SearchResult
 from varemb.search.settings import check_choice, check_positive, option
 from varemb.search.training import TrainConfig
 from varemb.search.trials import train_trials
+from varemb.storage import LaidOut
 
 Ints = npt.NDArray[np.int64]
 
@@ -134,7 +135,7 @@ def mde_plan(
     return SizePlan(dict(zip(data.field_names, tables, strict=True)), width)
 
 
-class Projection(nn.Module):
+class Projection(LaidOut):
     """Matrices [d, D] without bias, Xavier at the start; rows of D numbers are left as they are.
 
     Takes the place of a table's `unify`.
@@ -160,10 +161,10 @@ class Projection(nn.Module):
             first += size
         self.weight = nn.Parameter(torch.cat(matrices) if matrices else torch.empty(0, width))
         rows = torch.cat(learnt) if learnt else torch.empty(0, dtype=torch.int64)
-        self.register_buffer("rows", rows, persistent=False)
-        self.register_buffer("identity", identity, persistent=False)
-        self.register_buffer("bias", torch.zeros_like(linear.bias.data), persistent=False)
-        self.register_buffer("groups", linear.groups, persistent=False)
+        bias, device = torch.zeros_like(linear.bias.data), self.weight.device
+        for name, tensor in (("rows", rows), ("identity", identity), ("bias", bias),
+                             ("groups", linear.groups)):  # fmt: skip
+            self.keep(name, tensor, device)
 
     def matrices(self) -> tuple[Tensor, Tensor]:
         """weight [S, D] and bias [C, D] of the groups, as a table asks for them."""

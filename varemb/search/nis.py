@@ -244,7 +244,8 @@ def _search(
     text = f"{'search' if is_search else 'warm-up'}, epoch {epoch}"
     for rows in run.batches(train, config.batch_size, text, progress=progress):
         if is_search and len(losses) % config.f == 0:
-            rewards.append(_update_policy(run, table, config, valid))
+            reward = _update_policy(run, table, config, valid)
+            rewards += [] if reward is None else [reward]
         table.draw(is_uniform=not is_search)
         losses.append(gradient_step(logloss(run.model, train, rows), run.optimizers[:1]))
     if is_search:
@@ -262,9 +263,16 @@ def _search(
     }
 
 
-def _update_policy(run: Epochs, table: BlockTable, config: NISConfig, valid: FieldData) -> float:
-    """One draw, its reward on a validation batch, and a step up the policy gradient."""
+def _update_policy(
+    run: Epochs, table: BlockTable, config: NISConfig, valid: FieldData
+) -> float | None:
+    """One draw, its reward on a validation batch, and a step up the policy gradient.
+
+    Nothing is drawn for a batch of one class, which has no AUC.
+    """
     rows = run.next_rows(valid, config.batch_size)
+    if not 0 < float(valid.labels[rows].sum()) < len(rows):
+        return None
     drawn = table.draw(is_uniform=False)
     batch = _Batch(valid.ids[rows], valid.labels[rows], valid.field_names, valid.cardinalities)
     allowed = config.budget * table.table.weight.numel()

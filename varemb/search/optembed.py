@@ -32,7 +32,7 @@ from varemb.nn import VarEmbedding
 from varemb.plan import SizePlan
 from varemb.search.base import FieldData, MakeModel, SearchResult
 from varemb.search.epochs import Epochs, gradient_step, logloss, open_checkpoint
-from varemb.search.settings import check_positive, check_rates, option
+from varemb.search.settings import check_exact, check_positive, check_rates, option
 from varemb.search.training import evaluate, make_adam, seeded_from
 
 
@@ -254,6 +254,7 @@ def check_optembed(config: OptEmbedConfig) -> None:
     check_positive(
         "OptEmbed", config, "width", "epochs", "population", "parents", "generations", "batch_size"
     )
+    check_exact("OptEmbed", config.width)
     check_rates("OptEmbed", config)
     if not 0 <= config.mutation <= 1:
         raise ValueError(f"OptEmbed: mutation must be in [0, 1], got {config.mutation}")

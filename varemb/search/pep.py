@@ -32,7 +32,7 @@ from varemb.ops import field_rows
 from varemb.search.base import FieldData, MakeModel, SearchResult
 from varemb.search.csr import CsrTable
 from varemb.search.epochs import Epochs, first_rows, gradient_step, logloss, open_checkpoint
-from varemb.search.settings import check_positive, check_rates, check_share, option
+from varemb.search.settings import check_exact, check_positive, check_rates, check_share, option
 from varemb.search.training import evaluate, make_adam, seeded_from
 
 # What shares a threshold: does each row, each column have its own, or each field?
@@ -247,6 +247,7 @@ def _prune(
 def check_pep(config: PEPConfig) -> None:
     """Raises ValueError for settings that do not fit."""
     check_positive("PEP", config, "width", "max_epochs", "batch_size")
+    check_exact("PEP", config.width)
     check_share("PEP", config, "target")
     check_rates("PEP", config)
     if config.granularity not in GRANULARITIES:

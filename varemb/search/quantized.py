@@ -123,6 +123,7 @@ class QuantizedTable(nn.Module):
     limits: Tensor
     mean: Tensor
     var: Tensor
+    batches: Tensor
 
     def __init__(
         self,
@@ -152,6 +153,7 @@ class QuantizedTable(nn.Module):
         self.spans = [groups * size for size in sizes]  # of each field in the statistics
         self.register_buffer("mean", torch.zeros(sum(self.spans)))
         self.register_buffer("var", torch.ones(sum(self.spans)))
+        self.register_buffer("batches", torch.tensor(0))  # that both have seen
         self.marks = None if head is None else Marks(head)
         self.bits = bits_for(centroids), bits_for(tail_centroids)
         self.num_head = int(marked.sum())
@@ -178,6 +180,10 @@ class QuantizedTable(nn.Module):
     def _choose(self, q: Tensor, limits: Tensor) -> Tensor:
         """Codes by the batch's own statistics. [B, F, G, w], [B, F] -> [B, F, G]"""
         found = []
+        # The first batches alike: a momentum of 0.1 would keep the variances of 1, a billion times
+        # too large, for hundreds of steps.
+        self.batches += 1
+        share = max(_MOMENTUM, 1 / int(self.batches))
         spans = zip(self.mean.split(self.spans), self.var.split(self.spans), strict=True)
         for f, (running_mean, running_var) in enumerate(spans):
             u, factors, constant = self._linear(q[:, f], f)
@@ -185,9 +191,9 @@ class QuantizedTable(nn.Module):
             covariance = (u - center).transpose(1, 2) @ (u - center) / len(q)
             mean = (factors @ center.transpose(1, 2)).squeeze(2) + constant  # [G, K]
             var = ((factors @ covariance) * factors).sum(2).clamp_min(0)
-            running_mean.lerp_(mean.flatten(), _MOMENTUM)
+            running_mean.lerp_(mean.flatten(), share)
             unbiased = var.flatten() * (len(q) / max(len(q) - 1, 1))
-            running_var.lerp_(unbiased, _MOMENTUM)
+            running_var.lerp_(unbiased, share)
             found.append(_nearest(u, factors, constant, mean, var, limits[:, f]))
         return torch.stack(found, 1)
 

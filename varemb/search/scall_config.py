@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 from varemb.search.actor_critic import SACConfig
 from varemb.search.segment_training import TrainingConfig
-from varemb.search.settings import check_choice, check_positive, check_rates, check_share, option
+from varemb.search.settings import (
+    check_choice,
+    check_not_negative,
+    check_positive,
+    check_rates,
+    check_share,
+    option,
+)
 from varemb.search.size_shares import DISTRIBUTIONS
 
 POLICIES = ("scall", "uniform", "random", "frequency")
@@ -51,6 +58,14 @@ def check_scall(config: SCALLConfig) -> None:
         "max_rounds", "calibrations", "layers",
     )  # fmt: skip
     check_share("SCALL", config, "train_share")
+    check_not_negative("SCALL", config, "reservoir", "valid_share")
+    if config.valid_share >= 1:
+        raise ValueError(f"SCALL: valid_share must be below 1, got {config.valid_share}")
+    if (config.low, config.high) != (0, 0) and not 0 <= config.low < config.high:
+        raise ValueError(
+            f"SCALL: low and high must both be 0, or 0 <= low < high, got {config.low} and "
+            f"{config.high}"
+        )
     check_rates("SCALL", config)
     if (config.memory > 0) == (config.mean_dim > 0):
         raise ValueError(

@@ -224,6 +224,7 @@ class Past:
             ValueError: there would be more; nothing of the segment has been learnt.
         """
         self._learn(self._untold)
+        self._untold = no_events()  # learnt, should this segment be refused
         past, wanted = self.events, int(config.reservoir * len(users))
         # At least so many events are in the train part; their users may be asked for.
         surely = users[: split_events(wanted, len(users), config.train_share)]

@@ -10,6 +10,7 @@ from dataclasses import field, fields
 from typing import Any
 
 from varemb.plan import MAX_WIDTH
+from varemb.rows import granule_for
 
 _RATES = ("lr", "weight_decay", "init_std")  # and names that end with them
 
@@ -24,6 +25,22 @@ def check_positive(method: str, config: Any, *names: str) -> None:
     for name in names:
         if getattr(config, name) < 1:
             raise ValueError(f"{method}: {name} must be at least 1, got {getattr(config, name)}")
+
+
+def check_not_negative(method: str, config: Any, *names: str) -> None:
+    """Raises ValueError unless these settings are at least 0."""
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ValueError(f"{method}: {name} must not be negative, got {getattr(config, name)}")
+
+
+def check_exact(method: str, width: int) -> None:
+    """Raises ValueError for a width to which packed rows would be rounded up: above 255."""
+    if width % granule_for(width):
+        raise ValueError(
+            f"{method}: a width of {width} must be a multiple of {granule_for(width)}, "
+            "in which rows so wide are stored"
+        )
 
 
 def check_share(method: str, config: Any, name: str) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from varemb.search.stream_events import loss_slopes, losses
 from varemb.search.stream_history import History
 from varemb.search.stream_side import Occurrences, Side
+from varemb.storage import tensors_of
 
 Pair = tuple[Occurrences, Occurrences]  # users and items of a batch
 
@@ -36,7 +37,8 @@ class Learner(abc.ABC):
         optimizers: of tables and modules, by name.
         history: past events that what chooses sizes learns from, if something does.
         generator: all randomness.
-        chooser: name of the module that only chooses sizes, and of its optimizer.
+        chooser: name of the module that chooses sizes, and of its optimizer.
+        is_served: that module is needed to serve rows too.
     """
 
     sides: tuple[Side, Side]
@@ -45,18 +47,28 @@ class Learner(abc.ABC):
     history: History | None
     generator: torch.Generator
     chooser: ClassVar[str | None] = None
+    is_served: ClassVar[bool] = False
 
     @abc.abstractmethod
     def learn(self, seen: Pair, labels: Tensor) -> Learnt:
         """Predicts a batch, then learns it. A prediction sees no label of its batch."""
+
+    def unify_nbytes(self) -> int:
+        """Bytes of what brings stored numbers to the width when rows are served."""
+        # The maps are views of one buffer, which a memory report would count as a whole.
+        unify = [side.table.unify for side in self.sides if side.table.unify is not None]
+        return sum(tensor.nbytes for each in unify for tensor in tensors_of(each))
+
+    def column_nbytes(self) -> int:
+        """Bytes of the sides' columns that `unify_nbytes` counts."""
+        return 0
 
     def search_nbytes(self) -> int:
         """Bytes that only the choice of sizes needs: the past, networks and their optimizer."""
         total = 0 if self.history is None else self.history.nbytes
         if self.chooser is None:
             return total
-        module = self.modules[self.chooser]
-        kept = [*module.parameters(), *module.buffers()]
+        kept = [] if self.is_served else tensors_of(self.modules[self.chooser])
         for moments in self.optimizers[self.chooser].state.values():
             kept += moments.values()
         return total + sum(tensor.nbytes for tensor in kept)

@@ -79,7 +79,8 @@ class StreamMethod(abc.ABC, Generic[Config]):
 
         Raises:
             ValueError: ids or ratings out of range; nothing has changed.
-            FloatingPointError: the loss is not finite; the weights have not changed.
+            FloatingPointError: the loss is not finite; nothing was learnt from the labels of its
+                batch, but what chooses sizes had its step, and new rows are there.
         """
         start = time.perf_counter()
         learner, loss = self.learner, TASKS[self.config.task]
@@ -222,11 +223,8 @@ class StreamMethod(abc.ABC, Generic[Config]):
         tables = nn.ModuleList(side.table for side in learner.sides)
         measured = memory_report(tables, learner.optimizers.values()).bytes
         parts = {part: measured[part] for part in ("weights", "index", "unify", "optimizer")}
-        # The maps are views of one buffer, which the report would count as a whole.
-        unify = [side.table.unify for side in learner.sides if side.table.unify is not None]
-        kept = [tensor for each in unify for tensor in (*each.parameters(), *each.buffers())]
-        parts["unify"] = sum(tensor.nbytes for tensor in kept)
-        notes = sum(side.nbytes for side in learner.sides)
+        parts["unify"] = learner.unify_nbytes()
+        notes = sum(side.nbytes for side in learner.sides) - learner.column_nbytes()
         return {**parts, "ids": notes, "search": learner.search_nbytes()}
 
     def _record(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ Before a batch is predicted, what makes p learns from past events by the same lo
 matrices then learn from the batch itself.
 
 DIFFERS: BN has one affine part per side, as in the published code, and statistics per size.
-DIFFERS: `validation` draws past events as ESAPN does; the published code takes the batch before.
+With `validation="uniform"` past events are drawn as ESAPN does; the published code takes the batch
+before, and so does the default.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from varemb.search.stream_method import StreamMethod
 from varemb.search.stream_model import Inference, Policy, batch_norm, flat_parameter, tanh
 from varemb.search.stream_side import Column, Side
 from varemb.search.training import seeded_from
+from varemb.storage import tensors_of
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ class SoftLearner(Learner, abc.ABC):
         config: the settings, checked.
     """
 
-    chooser = "chooser"
+    chooser, is_served = "chooser", True
     history: History
     config: StreamSoftConfig
     columns: ClassVar[tuple[str, ...]] = ()  # per row: a number for each size
@@ -139,6 +141,17 @@ class SoftLearner(Learner, abc.ABC):
             "chooser": choosing,
         }
         self.history = History(config.validation, config.kept_events, self.generator)
+
+    def unify_nbytes(self) -> int:
+        """Bytes of the maps to the width, and of what makes p."""
+        parts = [*(each.maps for each in self.mixing.children()), self.modules["chooser"]]
+        tensors = [tensor for part in parts for tensor in tensors_of(part)]  # type: ignore[arg-type]
+        return sum(tensor.nbytes for tensor in tensors) + self.column_nbytes()
+
+    def column_nbytes(self) -> int:
+        """Bytes of the rows' last p, where it is kept."""
+        columns = [side.column(name) for side in self.sides for name in self.columns]
+        return sum(column.nbytes for column in columns)
 
     @abc.abstractmethod
     def make_chooser(self, config: StreamSoftConfig) -> tuple[nn.Module, torch.optim.Optimizer]:

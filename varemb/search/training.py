@@ -207,8 +207,7 @@ def train_model(
     file = Checkpoint(checkpoint, identity)
     history: list[dict[str, Any]] = []
     best: dict[str, Tensor] = {}
-    best_valid = {"auc": -math.inf}
-    bad, trained, before = 0, 0.0, 0.0
+    best_valid, bad, trained, before = {"auc": -math.inf}, 0, 0.0, 0.0
     state = file.load(resume=resume)
     if state is not None:
         model.load_state_dict(state["model"])
@@ -216,6 +215,7 @@ def train_model(
         generator.set_state(state["generator"])
         history, best, best_valid = state["history"], state["best"], state["best_valid"]
         bad, trained, before = state["bad"], state["trained"], state["seconds"]
+        del state  # and with it a second copy of the weights
     start = time.perf_counter() - before
     for epoch in range(len(history) + 1, config.max_epochs + 1):
         if bad >= config.patience:

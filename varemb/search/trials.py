@@ -64,4 +64,5 @@ def train_trials(
         results.append(result.valid)
         history += [{**record, "phase": "trial", "trial": trial} for record in result.history]
         seconds += result.seconds
+        del model, result  # before the next one is made
     return Trials(results, history, seconds)
