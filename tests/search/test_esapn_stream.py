@@ -119,7 +119,10 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(make, tmp_path):
     with pytest.raises(ValueError, match="written with seed = 0, got 1"):
         make(seed=1).fit(stream, progress=False, checkpoint_dir=tmp_path, resume=True)
     other = make_stream(730, seed=1)
-    with pytest.raises(ValueError, match="written with ids"):
+    with pytest.raises(ValueError, match="written with content"):
+        make().fit(other, progress=False, checkpoint_dir=tmp_path, resume=True)
+    other = dataclasses.replace(stream, ratings=6 - stream.ratings)
+    with pytest.raises(ValueError, match="was written with content = "):
         make().fit(other, progress=False, checkpoint_dir=tmp_path, resume=True)
 
 

@@ -126,33 +126,34 @@ def _run(
 ) -> Result:
     method, points = find_method(cell.method), grid.points(task.training)
     found = given
-    best: tuple[SearchResult, TrainResult, Result, TrainConfig] | None = None
+    best: tuple[float, Result, SizePlan | None, list[dict[str, Any]]] | None = None
     tuned = []
     for number, training in enumerate(points):
         place = folder / CHECKPOINT / f"setting{number}"
-        if found is None or (given is None and method.shared):
+        if given is None and method.shared:
+            found = None  # a trained model goes before the next one is made
+        if found is None:
             found = _search(method, task, config, training, place)
         trained, measured = _train(task, found, training, place / "train.safetensors")
         auc = trained.valid["auc"]
-        tuned.append({"lr": training.lr, "weight_decay": training.weight_decay, "auc": auc})
-        if best is None or auc > best[1].valid["auc"]:
-            best = found, trained, measured, training
+        setting = {"lr": training.lr, "weight_decay": training.weight_decay}
+        tuned.append({**setting, "auc": auc})
+        if best is None or auc > best[0]:
+            result = {
+                "method": cell.label, "data": task.data, "model": task.model, "seed": cell.seed,
+                "group": cell.group, **measured, **_describe(found, trained, cell), **setting,
+            }  # fmt: skip
+            own = [] if found.trained else trained.history
+            history = [*found.history, *({"method": cell.label, **record} for record in own)]
+            best = auc, result, found.plan, history
+        del trained
     assert best is not None
-    found, trained, measured, training = best
-    result = {
-        "method": cell.label, "data": task.data, "model": task.model, "seed": cell.seed,
-        "group": cell.group, **measured, **_describe(found, trained, cell),
-        "lr": training.lr, "weight_decay": training.weight_decay,
-    }  # fmt: skip
+    _, result, plan, history = best
     if len(points) > 1:
         result["tuned"] = tuned
-    if found.plan is not None:
-        found.plan.save(folder / PLAN)
-    history = [] if found.trained else trained.history
-    save_jsonl(
-        folder / HISTORY,
-        [*found.history, *({"method": cell.label, **record} for record in history)],
-    )
+    if plan is not None:
+        plan.save(folder / PLAN)
+    save_jsonl(folder / HISTORY, history)
     save_json(folder / METRICS, result)
     return result
 

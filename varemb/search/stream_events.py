@@ -89,9 +89,12 @@ def check_events(method: str, events: Events, config: StreamConfig) -> Batch:
     return Batch((users, items), _labels(ratings, config))
 
 
-def identify_events(users: Ids, items: Ids) -> dict[str, int | str]:
-    """What tells events from others in a checkpoint: how many, and a checksum of their ids."""
-    return {"events": len(users), "ids": checksum([users, items])}
+def identify_events(
+    users: Ids, items: Ids, ratings: npt.NDArray[Any] | None = None
+) -> dict[str, int | str]:
+    """What tells events from others in a checkpoint: how many, and a checksum of them."""
+    columns = [users, items] if ratings is None else [users, items, ratings]
+    return {"events": len(users), "content": checksum(columns)}
 
 
 def check_ids(method: str, side: str, ids: Any) -> Ids:

@@ -183,7 +183,7 @@ class StreamMethod(abc.ABC, Generic[Config]):
     def _checkpoint(self, stream: EventStream, folder: Path | None) -> Checkpoint:
         name = self.name.lower()
         identity = {"method": name, **asdict(self.config), "stream": stream.name}
-        identity |= identify_events(stream.users, stream.items)
+        identity |= identify_events(stream.users, stream.items, stream.ratings)
         return Checkpoint.in_folder(folder, name, identity)
 
     def _batches(self, stream: EventStream, *, progress: bool) -> Iterator[Events]:
