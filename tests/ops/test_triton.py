@@ -99,6 +99,14 @@ def test_a_long_run_of_the_real_window():
     assert_forms_agree(table, looked_up(table, indices))
 
 
+def test_an_index_on_another_device_is_refused():
+    """A kernel would read another GPU's memory."""
+    table = make_table(torch.tensor([3, 9, 5]), 9)
+    rows, indices = table.rows, torch.tensor([0, 2])
+    with pytest.raises(ValueError, match="index must be on the device of indices cpu, got meta"):
+        kernels.lookup(table.values, rows.index.to("meta"), indices, None, 3, 9, rows.granule)
+
+
 def test_class_widths_begin_at_the_threshold():
     threshold = gradient.BUCKETED_LOOKUPS
     assert gradient.class_widths(64, threshold - 1) == [64]

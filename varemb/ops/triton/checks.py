@@ -59,6 +59,10 @@ def check_indices(op: str, indices: Tensor, num_rows: int, index: Tensor, number
         indices.dtype in (torch.int32, torch.int64),
         f"{op}: indices must be int32 or int64, got {str(indices.dtype).removeprefix('torch.')}",
     )
+    check(
+        index.device == indices.device,
+        f"{op}: index must be on the device of indices {indices.device}, got {index.device}",
+    )
     if not indices.is_cuda:
         reference.check_indices(op, indices, num_rows, index, numbers)
 
