@@ -233,7 +233,7 @@ class VarEmbedding(Table):
         Raises:
             TypeError: embeddings are neither.
             ValueError: as the constructor, also for what the module has; a tensor that is not
-                [N, D], a module with a forward of its own.
+                [N, D], a module with a forward of its own or hooks.
 
         Example:
             >>> dense = nn.Embedding.from_pretrained(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))

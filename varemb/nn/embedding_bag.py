@@ -139,7 +139,7 @@ class VarEmbeddingBag(Table):
         Raises:
             TypeError: embeddings are neither.
             ValueError: as the constructor, also for what the module has; a tensor that is not
-                [N, D], a module with a forward of its own.
+                [N, D], a module with a forward of its own or hooks.
 
         Example:
             >>> dense = nn.EmbeddingBag.from_pretrained(torch.ones(3, 2), mode="sum")

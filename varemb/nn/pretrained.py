@@ -53,7 +53,7 @@ def pretrained(
 
     Raises:
         TypeError: the source is neither.
-        ValueError: a tensor of other dimensions, or a module with a forward of its own.
+        ValueError: a tensor of other dimensions, or a module with a forward of its own or hooks.
     """
     op = f"{module}.from_pretrained"
     if isinstance(source, kind):

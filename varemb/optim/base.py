@@ -181,6 +181,7 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
                     weight.grad,
                     algorithm=ALGORITHMS[self.algorithm],
                 )
+            # Through `data`, as a group writes: lookups from before may still go backward.
             table.steps.data.add_(1)
             if self._seed is not None:
                 table.state["rounding"].data[1].add_(1)

@@ -245,7 +245,8 @@ def _search(
     for rows in run.batches(train, config.batch_size, text, progress=progress):
         if is_search and len(losses) % config.f == 0:
             reward = _update_policy(run, table, config, valid)
-            rewards += [] if reward is None else [reward]
+            if reward is not None:
+                rewards.append(reward)
         table.draw(is_uniform=not is_search)
         losses.append(gradient_step(logloss(run.model, train, rows), run.optimizers[:1]))
     if is_search:

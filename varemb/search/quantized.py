@@ -183,7 +183,7 @@ class QuantizedTable(nn.Module):
         # The first batches alike: a momentum of 0.1 would keep the variances of 1, a billion times
         # too large, for hundreds of steps.
         self.batches += 1
-        share = max(_MOMENTUM, 1 / int(self.batches))
+        share = (1 / self.batches).clamp(min=_MOMENTUM)  # a tensor: a GPU is not waited for
         spans = zip(self.mean.split(self.spans), self.var.split(self.spans), strict=True)
         for f, (running_mean, running_var) in enumerate(spans):
             u, factors, constant = self._linear(q[:, f], f)
