@@ -4,7 +4,8 @@ Run as a program, without TRITON_INTERPRET, which Triton reads when kernels are 
 `python tests/ops/compile_kernels.py 80:bfloat16 90:float32`, each a compute capability and a dtype
 of the rows. Each operation is called as on a GPU, but a launch compiles the kernel, down to machine
 code by Triton's own assembler, instead of running it. One line per kernel and variant: capability,
-kernel, bytes of machine code, whether its assert is in there, and what distinguishes the variant.
+kernel, bytes of machine code, whether its assert is in there, whether its warps wait for each other
+between the last number read and the first one written, and what distinguishes the variant.
 """
 
 import sys
@@ -52,8 +53,10 @@ def compile_launch(kernel, *, grid, warmup, debug, sanitize_overflow, enable_fp_
     target = GPUTarget("cuda", CAPABILITY[0], 32)
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
     compiled = triton.compile(source, target=target, options=options)
-    size, has_assert = len(compiled.asm["cubin"]), "__assertfail" in compiled.asm["ptx"]
-    print(CAPABILITY[0], kernel.fn.__name__, size, has_assert, *shown, flush=True)
+    size, text = len(compiled.asm["cubin"]), compiled.asm["ptx"]
+    waits = "bar.sync" in text.partition("st.global")[0].rpartition("ld.global")[2]
+    has_assert = "__assertfail" in text
+    print(CAPABILITY[0], kernel.fn.__name__, size, has_assert, waits, *shown, flush=True)
 
 
 def call_lookups(dtype, index_dtype):

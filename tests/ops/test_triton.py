@@ -20,7 +20,7 @@ import triton  # noqa: E402
 import triton.language as tl  # noqa: E402
 
 from varemb.ops import triton as kernels  # noqa: E402
-from varemb.ops.triton import gradient, launch, weight_gradient  # noqa: E402
+from varemb.ops.triton import gradient, launch, terms, weight_gradient  # noqa: E402
 from varemb.ops.triton.rows import look_up, places  # noqa: E402
 
 PACKAGE = Path(kernels.__file__).parent
@@ -92,6 +92,21 @@ def test_long_runs_are_added_across_windows(monkeypatch, counts, kind):
         options["padding_idx"] = len(counts) - 1
     algorithms = range(4) if kind == "limits" else (0,)
     assert_forms_agree(table, looked_up(table, indices, **options), algorithms)
+
+
+@pytest.mark.parametrize("padding_idx", [-1, 0])
+def test_classes_times_rows_may_pass_2_to_the_31(monkeypatch, padding_idx):
+    """A table of 800 million rows, of which the first six are looked up, some in long runs."""
+    monkeypatch.setattr(gradient, "BUCKETED_LOOKUPS", 1)
+    monkeypatch.setattr(gradient, "WINDOW", 16)
+    monkeypatch.setattr(terms, "check_rows", lambda *given: None)  # the index of six rows will do
+    table = make_table(torch.tensor([3, 9, 64, 17, 33, 8]), 64)
+    call = looked_up(table, lookups_of([40, 2, 50, 1, 17, 3]), padding_idx=padding_idx)
+    many = (*call[:7], 800_000_000, *call[8:])
+    numbers = table.rows.numbers
+    assert torch.equal(
+        kernels.coalesce_dense(*many, numbers), reference.coalesce_dense(*call, numbers)
+    )
 
 
 def test_a_long_run_of_the_real_window():
@@ -254,3 +269,7 @@ def test_every_kernel_compiles_to_machine_code(tmp_path, target):
     asserting = {line[1] for line in lines if line[3] == "True"}
     reading = {"lookup_kernel", "lookup_bag_kernel", "lookup_keys_kernel", "lookup_cells_kernel"}
     assert reading <= asserting
+    # Each warp reads a row's state, and one of them writes it: a race that no interpreter shows.
+    row_wise = [line for line in lines
+                if line[1] == "finish_windows_kernel" and "ALGORITHM=2" in line]  # fmt: skip
+    assert row_wise and all(line[4] == "True" for line in row_wise)

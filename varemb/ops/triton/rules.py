@@ -51,6 +51,8 @@ def apply_rule(
         squares = tl.sum(tl.where(inside, g * g, 0.0), 1)
         mean = divide(squares, tl.maximum(count, 1).to(WIDE))
         state = tl.load(state1_ptr + row, mask=count > 0, other=1.0) + mean
+        # Each warp reads the state of all R rows, and one of them writes it.
+        tl.debug_barrier()
         tl.store(state1_ptr + row, state, mask=count > 0)
         new = old - divide(lr * g, (square_root(state) + eps)[:, None])
     else:

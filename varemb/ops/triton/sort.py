@@ -70,7 +70,7 @@ def lookup_keys_kernel(
                 numbers, limit_step,
             )  # fmt: skip
             tl.store(reach_ptr + lookup, tl.where(kept, dim, 0), mask=mask)
-    key = tl.where(kept, key, tl.zeros_like(key) + CLASSES * num_rows)
+    key = tl.where(kept, key, (tl.zeros_like(key) + num_rows) * CLASSES)
     tl.store(keys_ptr + lookup, key.to(keys_ptr.dtype.element_ty), mask=mask)
 
 

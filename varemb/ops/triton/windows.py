@@ -20,7 +20,8 @@ def run_in_window(before_ptr, starts_ptr, keys_ptr, at, num_rows, CLASSES, LONGE
     run = tl.load(before_ptr + at + 1) - 1
     begin, end = tl.load(starts_ptr + run), tl.load(starts_ptr + run + 1)
     key = tl.load(keys_ptr + at).to(tl.int64)
-    is_long = (end - begin > LONGEST) & (key < num_rows * CLASSES)
+    # Not num_rows * CLASSES, which may be more than the 32 bits num_rows comes in.
+    is_long = (end - begin > LONGEST) & (key // CLASSES < num_rows)
     return run, begin, end, key % num_rows, is_long
 
 
