@@ -43,6 +43,22 @@ def test_kernels_for_other_gpus_are_refused_with_a_reason(built, capability, run
     assert reason is None if runs else f"built for GPUs of {built}, this one is" in reason
 
 
+@pytest.mark.parametrize(
+    ("built", "driver", "reason"),
+    [
+        ("Cuda compilation tools, release 13.0, V13.0.88", 13000, None),
+        ("Cuda compilation tools, release 12.8, V12.8.93", 12040, None),  # of one major version
+        ("Cuda compilation tools, release 12.8, V12.8.93", 13010, None),
+        ("Cuda compilation tools, release 13.0, V13.0.88", 12080, "built by nvcc 13, .* CUDA 12.8"),
+        (None, 12080, None),
+    ],
+)  # fmt: skip
+def test_an_older_driver_is_refused_with_a_reason(built, driver, reason, monkeypatch):
+    monkeypatch.setattr(_native, "build_facts", lambda: {"nvcc": built})
+    found = _native.why_not_on_driver(driver)
+    assert found is None if reason is None else re.search(reason, found)
+
+
 def test_every_backend_that_cannot_run_has_a_reason():
     for backend in BACKENDS:
         for device in PREFERENCE:

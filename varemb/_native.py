@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,19 @@ def why_not_on_gpu(capability: tuple[int, int]) -> str | None:
         return None
     major, minor = capability
     return f"built for GPUs of {built}, this one is {major}.{minor} (VAREMB_CUDA_ARCH_LIST)"
+
+
+def why_not_on_driver(driver: int) -> str | None:
+    """Why a driver of CUDA 1000 * major + 10 * minor cannot launch the CUDA kernels, or None.
+
+    They bring the runtime of the nvcc that built them, which no driver of an earlier major version
+    takes; torch may have been built by an earlier one.
+    """
+    built = re.search(r"release (\d+)\.", build_facts().get("nvcc") or "")
+    if built is None or int(built[1]) <= driver // 1000:
+        return None
+    major, minor = driver // 1000, driver % 1000 // 10
+    return f"built by nvcc {built[1]}, the driver is of CUDA {major}.{minor}: update it"
 
 
 def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:

@@ -119,6 +119,18 @@ def test_repack_takes_strided_and_trained_tensors(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("kept", "dim", "shift"), [(300, 300, 1), (150, 300, 70), (300, 300, -1)])
+def test_a_row_may_move_onto_itself(backend, kept, dim, shift):
+    buffer = torch.arange(1000.0)
+    namespace(backend).repack_(buffer, buffer, torch.tensor([[200, 200 + shift, kept, dim]]))
+    expected = torch.arange(1000.0)
+    expected[200 + shift :][:dim] = torch.cat(
+        [torch.arange(200.0, 200 + kept), torch.zeros(dim - kept)]
+    )
+    assert torch.equal(buffer, expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_repack_by_hand_and_within_one_buffer(backend):
     ops = namespace(backend)
     buffer = torch.arange(10.0)

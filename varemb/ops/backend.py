@@ -80,7 +80,8 @@ def why_not(backend: str, device: str) -> str | None:
 
 def _why_not_cuda() -> str | None:
     reason = _native.cuda_missing() or _why_no_gpu()
-    return reason or _native.why_not_on_gpu(torch.cuda.get_device_capability())
+    reason = reason or _native.why_not_on_gpu(torch.cuda.get_device_capability())
+    return reason or _native.why_not_on_driver(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]
 
 
 def _why_not_triton(device: str) -> str | None:

@@ -22,8 +22,9 @@ def repack_kernel(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    # A program takes ROWS moves, BLOCK_D numbers of each at a time; a move that leaves the tensors
-    # writes nothing. Numbers are copied as integers, bit for bit. Deterministic.
+    # A program takes ROWS moves, BLOCK_D numbers of each at a time, from the end that is written
+    # over last, so that a row may move to a place that overlaps its own; a move that leaves the
+    # tensors writes nothing. Numbers are copied as integers, bit for bit. Deterministic.
     move = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)  # [ROWS]
     mask = move < moves
     source = tl.load(moves_ptr + move * 4, mask=mask, other=0)
@@ -34,11 +35,14 @@ def repack_kernel(
     is_good = is_good & (source <= numbers - kept) & (target <= out_numbers - dim)
     tl.device_assert(is_good | (move >= moves), "repack: a move leaves the tensors")
     dim = tl.where(is_good, dim, 0)
-    for first in range(0, tl.max(dim, 0), BLOCK_D):
-        column = first + tl.arange(0, BLOCK_D)[None, :]
-        inside = column < dim[:, None]
+    chunks = (dim + BLOCK_D - 1) // BLOCK_D  # [ROWS]
+    for chunk in range(0, tl.max(chunks, 0)):
+        first = tl.where(target <= source, chunk, chunks - 1 - chunk) * BLOCK_D
+        column = first[:, None] + tl.arange(0, BLOCK_D)[None, :]
+        inside = (column >= 0) & (column < dim[:, None])
         is_kept = inside & (column < kept[:, None])
         number = tl.load(values_ptr + source[:, None] + column, mask=is_kept, other=0)
+        tl.debug_barrier()  # every warp has read its part of the chunk
         tl.store(out_ptr + target[:, None] + column, number, mask=inside)
 
 
