@@ -83,8 +83,8 @@ def test_many_rows_change_in_parts(rows, width):
 def test_no_second_buffer_is_resident_while_a_buffer_grows():
     code = """
 import resource, torch
-from varemb.storage.pages import moved
-old = torch.ones(64 << 20)
+from varemb.storage.pages import moved, prefer_huge_pages
+old = prefer_huge_pages(torch.empty(64 << 20)).fill_(1)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 new = moved(old, old.numel(), old.numel() + 1000)
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

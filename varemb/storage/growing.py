@@ -16,7 +16,7 @@ from varemb.ops.reference import stored_dims
 from varemb.rows import Rows
 from varemb.storage.base import Storage
 from varemb.storage.handles import ABSENT, Handles, is_on_host
-from varemb.storage.pages import moved, prefer_huge_pages
+from varemb.storage.pages import give_memory, moved, prefer_huge_pages
 from varemb.storage.placement import count_dims, place
 from varemb.storage.saving import SavedLayout, fault_of, layout_of
 from varemb.storage.slots import CHUNK_ROWS, MAX_CHUNKS, Slots
@@ -301,9 +301,9 @@ def _stretch(tensors: list[Tensor], kept: int, old: int, numbers: int) -> None:
     done: list[Tensor] = []
     try:
         for tensor in tensors:
-            tensor.data = moved(tensor, kept, numbers)
+            give_memory(tensor, moved(tensor, kept, numbers))
             done.append(tensor)
     except Exception:
         for tensor in done:
-            tensor.data = moved(tensor, kept, old)
+            give_memory(tensor, moved(tensor, kept, old))
         raise

@@ -70,8 +70,11 @@ class Mover:
                 self.fill(tensor, fill, target + kept, dim - kept)
 
     def clear(self, offset: Ints, dim: Ints) -> None:
-        """Numbers that no row has any more become 0."""
-        self.apply(self.weight, self.weight, self.plan(0, offset, 0, dim))
+        """Numbers that no row has any more become 0, and their gradient."""
+        plan = self.plan(0, offset, 0, dim)
+        for tensor in (self.weight, self.weight.grad):
+            if tensor is not None:
+                self.apply(tensor, tensor, plan)
 
     def block(self, offset: Ints, dim: Ints, width: int) -> Tensor:  # [n, D]
         """Rows, zero-padded."""

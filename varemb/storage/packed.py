@@ -16,7 +16,7 @@ from varemb.ops.reference import ROWS_PER_BLOCK, locate, stored_dims
 from varemb.rows import Rows, granule_for, units_of
 from varemb.storage.base import RowMap, Storage
 from varemb.storage.moves import STAGING_NBYTES, Mover, NewNumbers, parts
-from varemb.storage.pages import fitted, prefer_huge_pages, with_room
+from varemb.storage.pages import fitted, give_memory, prefer_huge_pages, with_room
 from varemb.storage.rebuild import rebuild
 from varemb.storage.requests import check_init, checked_dims, checked_rows, map_rows
 
@@ -246,9 +246,8 @@ class PackedStorage(Storage):
         self._set_numbers(count_numbers(index, self.granule))
         for state in self.states():
             for tensor in state.per_row:
-                tensor.data = fitted(
-                    tensor, self.num_rows, self.num_rows + count, self.reserve_rows
-                )
+                longer = self.num_rows + count
+                give_memory(tensor, fitted(tensor, self.num_rows, longer, self.reserve_rows))
         increment_version(self.index)  # a backward that saved it is refused
         self.index = index.to(self.index.device)
         self.num_rows += count
@@ -278,7 +277,7 @@ class PackedStorage(Storage):
         """Another length for the weight and what follows it; the memory stays the same."""
         for tensor in (self.weight, *(tensor for tensor, _ in self.followers())):
             kept = min(tensor.numel(), numbers)
-            tensor.data = fitted(tensor, kept, numbers, self.reserve_numbers)
+            give_memory(tensor, fitted(tensor, kept, numbers, self.reserve_numbers))
         self.numbers = numbers
 
     def spans(self, rows: Ints) -> tuple[Ints, Ints]:

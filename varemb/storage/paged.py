@@ -27,7 +27,9 @@ class PagedStorage(GrowingStorage):
     buffer that no row has are 0.
 
     Views of rows that were taken before a change are no longer the rows; a backward of a lookup
-    made before a change is refused by torch ("modified by an inplace operation").
+    made before a change is refused by torch ("modified by an inplace operation"). A state dict
+    looks at the weight as it is, like torch's own: copy it (copy.deepcopy) before rows change, if
+    it is to be loaded again.
 
     Args:
         dims: numbers of each row, 0 <= d[r] <= D. [N], any int dtype; -1: the row is absent.
@@ -238,7 +240,9 @@ class PagedStorage(GrowingStorage):
         mover = Mover(self, backend)
         used = self.used_numbers
         end = compact(self.slots, self.handles, mover)
-        self.weight.detach()[end:used].zero_()
+        for tensor in (self.weight, self.weight.grad):
+            if tensor is not None:
+                tensor.detach()[end:used].zero_()
         self.push_words()
         numbers = max(end, self.reserve_numbers)
         surplus = self.weight.numel() - numbers

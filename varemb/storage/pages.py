@@ -12,6 +12,7 @@ _MADV_DONTNEED = 4
 _MADV_HUGEPAGE = 14
 _PAGE = 2 << 20
 _COPIED_AT_A_TIME = 8 << 20  # bytes that are there twice while a buffer moves
+_OURS = "_is_of_varemb"  # attribute of memory that this module has made
 
 
 def _find_madvise() -> ctypes._NamedFuncPointer | None:
@@ -27,7 +28,8 @@ _madvise = _find_madvise()
 
 
 def prefer_huge_pages(buffer: Tensor) -> Tensor:
-    """The same tensor, whose memory Linux is asked to back with 2-MiB pages.
+    """The same tensor, which has just been made, on memory that Linux is asked to back with 2-MiB
+    pages.
 
     A hint: it changes no number, takes no memory beyond the buffer, and does nothing for small
     buffers, other devices and other systems. Most useful before the memory is first written.
@@ -38,8 +40,9 @@ def prefer_huge_pages(buffer: Tensor) -> Tensor:
         or isinstance(buffer, torch._subclasses.FakeTensor)
     ):
         return buffer
-    first = buffer.data_ptr()
-    _advise(first, first + buffer.untyped_storage().nbytes(), _MADV_HUGEPAGE)
+    first, memory = buffer.data_ptr(), buffer.untyped_storage()
+    setattr(memory, _OURS, True)
+    _advise(first, first + memory.nbytes(), _MADV_HUGEPAGE)
     return buffer
 
 
@@ -66,15 +69,25 @@ def resized(tensor: Tensor, numbers: int) -> Tensor:  # [E] -> [numbers]
     return tensor.detach().as_strided((numbers,), (1,))
 
 
+def is_alone(tensor: Tensor) -> bool:
+    """Whether a tensor's memory is of this module, and nothing else looks at it: no view, no state
+    dict, no array of numpy's."""
+    memory = tensor.untyped_storage()
+    # The tensor and `memory` are the two.
+    return hasattr(memory, _OURS) and torch._C._storage_Use_Count(memory._cdata) == 2
+
+
 def moved(tensor: Tensor, kept: int, numbers: int, room: int = 0) -> Tensor:  # [E] -> [numbers]
     """New memory with the first `kept` numbers of a tensor, whose own memory is lost.
 
     On the CPU the old memory is given back while the copy goes on, so that no second buffer is
-    ever resident; elsewhere both are there for the time of the copy.
+    ever resident. Elsewhere, and where the memory is not the tensor's alone, both are there for the
+    time of the copy.
     """
+    is_lost = tensor.device.type == "cpu" and is_alone(tensor)
     old = tensor.detach()
     new = with_room(numbers, room, old)
-    if old.device.type != "cpu":
+    if not is_lost:
         new[:kept] = old[:kept]
         return new
     step = max(1, _COPIED_AT_A_TIME // old.element_size())
@@ -86,6 +99,18 @@ def moved(tensor: Tensor, kept: int, numbers: int, room: int = 0) -> Tensor:  # 
         _advise(given_back, copied, _MADV_DONTNEED)
         given_back = max(given_back, copied)
     return new
+
+
+def give_memory(tensor: Tensor, memory: Tensor) -> None:
+    """Lets a tensor have other memory, maybe of another length.
+
+    What adds a parameter's gradient up keeps its length as long as any graph is alive, such as that
+    of the last step's loss. Torch makes it anew where the data gets another type.
+    """
+    if tensor.requires_grad:
+        other = torch.float32 if tensor.dtype == torch.float64 else torch.float64
+        tensor.data = memory.new_empty(0, dtype=other)
+    tensor.data = memory
 
 
 def fitted(tensor: Tensor, kept: int, numbers: int, room: int | None) -> Tensor:
