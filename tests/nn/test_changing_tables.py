@@ -249,6 +249,8 @@ def test_refuses_what_cannot_change():
         VarEmbedding(3, 8, resizable=True).thaw()
     with pytest.raises(ValueError, match="a table of fields cannot be resizable"):
         VarEmbedding.for_fields([2, 3], 4).thaw()
+    with pytest.raises(ValueError, match=r"thaw: a resizable table has no sparse gradients"):
+        VarEmbedding(3, 8, sparse=True).thaw()
     for options, message in (
         ({"resizable": True, "sparse": True}, "no sparse gradients"),
         ({"sizes": [2]}, "sizes needs resizable=True"),
@@ -265,6 +267,17 @@ def test_refuses_what_cannot_change():
         matrices.resize([0], 4)
     with pytest.raises(ValueError, match=r"a paged table|no sparse"):
         VarEmbeddingBag(3, 8, resizable=True, sparse=True)
+
+
+@pytest.mark.parametrize("options", [{"resizable": True}, {"reserve_numbers": 200}])
+def test_rows_that_come_in_inference_mode_can_be_trained(options):
+    """Ids that an evaluation meets for the first time."""
+    table = VarEmbedding(4, 8, dims=4, **options)
+    with torch.inference_mode():
+        table.extend(6, 5)
+        table.resize([0], 8)
+    table(torch.arange(10)).square().sum().backward()
+    assert table.weight.grad.count_nonzero() == 4 + 12 + 30
 
 
 def test_sparse_optimizers_of_torch_see_a_plain_parameter():

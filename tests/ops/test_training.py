@@ -85,3 +85,41 @@ def test_double_backward_of_a_compiled_lookup_is_refused():
         (grad,) = torch.autograd.grad(loss, table.weight, create_graph=True)
         with pytest.raises(RuntimeError, match=message):
             grad.square().sum().backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradients_from_rows_that_a_fused_update_changed_are_refused(backend):
+    """Of matrices and of per_sample_weights; those of the rows alone are updates one by one."""
+    linear = VarEmbedding(3, 2, unify="linear", backend=backend)
+    bag = VarEmbeddingBag(3, 2, mode="sum", backend=backend)
+    varemb.optim.SGD([linear.weight, bag.weight], lr=1.0)
+    rows, weights = torch.arange(3), torch.rand(1, 3, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"^lookup_linear: the gradient of the matrices needs"):
+        (linear(rows) + linear(rows)).sum().backward()
+    with pytest.raises(RuntimeError, match=r"^lookup_bag: the gradient of per_sample_weights need"):
+        (bag(rows[None], per_sample_weights=weights) + bag(rows[None])).sum().backward()
+    for _ in range(2):
+        linear(rows).sum().backward()
+        bag(rows[None], per_sample_weights=weights).sum().backward()
+    (bag(rows[None]) + bag(rows[None])).sum().backward()
+    linear.unify.requires_grad_(False)
+    (linear(rows) + linear(rows)).sum().backward()
+
+
+@pytest.mark.parametrize("unify", ["linear", "chain"])
+def test_a_table_of_rows_without_numbers_gives_biases(unify):
+    """No matrix has a row then."""
+    outs = []
+    for backend in BACKENDS:
+        torch.manual_seed(0)
+        table = VarEmbedding(3, 4, dims=0, unify=unify, backend=backend)
+        outs.append(table(torch.tensor([0, 2])))
+        outs[-1].sum().backward()
+    assert all(torch.equal(out, outs[0]) for out in outs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_negative_limits_of_a_tensor_count_as_0(backend):
+    table = VarEmbedding(3, 4, backend=backend)
+    limit = torch.tensor([-(2**32) + 3, -1, 2])
+    assert (table(torch.arange(3), limit=limit) != 0).sum(1).tolist() == [0, 0, 2]

@@ -33,6 +33,25 @@ def train(table, optimizer, steps=6, seed=0, everywhere=False):
     return table.to_dense()
 
 
+@pytest.mark.parametrize("backend", runnable_backends())
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_lookups_of_a_step_are_applied_one_after_the_other(backend, name):
+    """The two in one backward, and each in one of its own."""
+    cls, options = OPTIMIZERS[name]
+    tables = [VarEmbedding(60, 9, dims=DIMS, backend=backend) for _ in range(2)]
+    tables[1].load_state_dict(tables[0].state_dict())
+    indices = torch.tensor([[3, 3, 9], [9, 40, 3]])
+    for table, is_apart in zip(tables, (False, True), strict=True):
+        cls(table.parameters(), **options)
+        first, second = (table(rows).sum() for rows in indices)
+        if is_apart:
+            second.backward()
+            first.backward()
+        else:
+            (first + second).backward()
+    assert torch.equal(tables[0].weight, tables[1].weight)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
 def test_fused_sparse_and_reference_agree(name, weight_decay):

@@ -302,13 +302,17 @@ class Table(LaidOut):
         With matrices its rows may take the sizes that have one.
 
         Raises:
-            ValueError: the table is resizable already, or one of fields.
+            ValueError: the table is resizable already, one of fields, or has sparse gradients.
         """
         name = type(self).__name__
         if isinstance(self.storage, PagedStorage):
             raise ValueError(f"{name}.thaw: the table is resizable already")
         if getattr(self, "field_starts", None) is not None:
             raise ValueError(f"{name}.thaw: a table of fields cannot be resizable")
+        if self.sparse:
+            raise ValueError(
+                f"{name}.thaw: a resizable table has no sparse gradients, got sparse=True"
+            )
         sizes = None if self.unify is None else tuple(sorted(s for _, s in self.unify.members))
         return self._with(
             thaw(

@@ -18,6 +18,7 @@ from varemb.ops.training import (
     call_trained,
     check_bags,
     check_call,
+    check_rows_are_old,
     is_trained,
     limit_tensor,
     register_training,
@@ -125,6 +126,7 @@ def _register(name: str) -> None:
         num_rows, granule, _, padding_idx, has_last = ctx.options
         weights_grad = None
         if ctx.needs_input_grad[LEAD + 3]:  # before a fused update changes the values
+            check_rows_are_old("lookup_bag", ctx, "per_sample_weights")
             weights_grad = ops.lookup_bag_weights_backward(
                 grad.contiguous(), saved[0], index, indices, offsets, limit, num_rows, granule,
                 padding_idx, has_last,

@@ -14,6 +14,7 @@ from varemb.ops.training import (
     Fused,
     call_trained,
     check_call,
+    check_rows_are_old,
     is_trained,
     register_training,
     save_trained,
@@ -117,6 +118,8 @@ def _register(name: str) -> None:
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         values, *state, index, indices, groups, weight, bias = ctx.saved_tensors
         num_rows, width, granule = ctx.where
+        if ctx.needs_input_grad[LEAD + 3]:
+            check_rows_are_old("lookup_linear", ctx, "the matrices")
         rows_grad, weight_grad, bias_grad = ops.lookup_linear_backward(
             grad.contiguous(),
             values,

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from varemb.ops.reference import MAX, MEAN, SUM, refuse_paged
 from varemb.rows import Rows
@@ -25,7 +26,9 @@ MODES = {"sum": SUM, "mean": MEAN, "max": MAX}
 class Fused(NamedTuple):
     """An optimizer that a table's lookups apply in backward."""
 
-    anchor: Tensor  # [0], requires grad: carries the graph, also where the values do not
+    # [0], requires grad: carries the graph, also where the values do not; its version counts the
+    # updates
+    anchor: Tensor
     state1: Tensor | None  # [E], or [N] for row-wise Adagrad
     state2: Tensor | None  # [E]
     hyper: Tensor  # [6] float64: lr, weight_decay, eps, beta1, beta2, step
@@ -81,17 +84,37 @@ def trained_arguments(
 
 def save_trained(ctx: Any, inputs: tuple[Any, ...], form: int, algorithm: int) -> list[Any]:
     """Keeps on ctx what `values_gradient` needs; returns the tensors to save."""
-    values, _, *state = inputs[:LEAD]
+    values, anchor, *state = inputs[:LEAD]
     ctx.form, ctx.algorithm, ctx.numbers = form, algorithm, values.shape[0]
     if form != FUSED:
         return [None] * (LEAD - 1)
     ctx.addresses = _addresses(values, *state)
+    ctx.anchor, ctx.version = anchor, anchor._version
     return [values, *state]
 
 
+def _is_real(tensor: Tensor | None) -> bool:
+    """Not what a graph is traced with."""
+    return type(tensor) in (Tensor, torch.nn.Parameter)
+
+
 def _addresses(*tensors: Tensor | None) -> list[int]:
-    """Where numbers are; not of tensors that a graph is traced with."""
-    return [t.data_ptr() for t in tensors if type(t) in (Tensor, torch.nn.Parameter)]  # type: ignore[union-attr]
+    """Where numbers are."""
+    return [tensor.data_ptr() for tensor in tensors if _is_real(tensor)]  # type: ignore[union-attr]
+
+
+def check_rows_are_old(op: str, ctx: Any, what: str) -> None:
+    """Gradients that are made from a table's rows need those of the lookup.
+
+    Raises:
+        RuntimeError: a fused update has come between.
+    """
+    if ctx.form == FUSED and _is_real(ctx.anchor) and ctx.anchor._version != ctx.version:
+        raise RuntimeError(
+            f"{op}: the gradient of {what} needs the rows as they were looked up, and another "
+            "backward has updated them: look the table up once per step, or use an optimizer with "
+            "fused=False"
+        )
 
 
 def values_gradient(
@@ -106,6 +129,8 @@ def values_gradient(
                 "a hook on saved tensors (save_on_cpu, offloading); look up outside of it"
             )
         ops.coalesce_update_(*saved, grad, *looked_up, ctx.algorithm)
+        if _is_real(ctx.anchor):
+            increment_version(ctx.anchor)
         return None
     if not ctx.needs_input_grad[0]:
         return None
@@ -270,7 +295,8 @@ def limit_tensor(op: str, limit: int | Tensor | None, indices: Tensor) -> Tensor
     """`limit` as the operations take it: int32, one for all lookups or one per lookup.
 
     Raises:
-        ValueError: it is negative, or its shape is not that of the indices.
+        ValueError: an int is negative, or the shape is not that of the indices. Negative numbers of
+            a tensor count as 0: to look at them would wait for the device.
         TypeError: it is not whole.
     """
     if limit is None:
@@ -287,7 +313,7 @@ def limit_tensor(op: str, limit: int | Tensor | None, indices: Tensor) -> Tensor
             raise ValueError(
                 f"{op}: limit must be on the device of indices {indices.device}, got {limit.device}"
             )
-        return limit.reshape(-1).clamp(max=_MOST).to(torch.int32).contiguous()
+        return limit.reshape(-1).clamp(0, _MOST).to(torch.int32).contiguous()
     if isinstance(limit, float):
         raise TypeError(f"{op}: limit must be whole, got {limit}")
     limit = min(limit, _MOST)

@@ -3,10 +3,11 @@ state as narrow as the rows.
 
 They are lazy: a row that a batch did not look up does not move, and its moments do not decay.
 `fused=True` (default) applies the update inside backward and never stores a gradient: two lookups
-of a table in one step are then applied one after the other, `clip_grad_norm_` counts the table as 0
-and clips nothing of it, and `GradScaler.step` raises. `fused=False` reads the sparse gradient of
-tables built with `sparse=True`, on which a `GradScaler` works; torch clips dense gradients alone,
-those for its own optimizers.
+of a table in one step are then applied one after the other (of a table with matrices, or with
+`per_sample_weights` that are trained, the second is refused: the rows it read are gone),
+`clip_grad_norm_` counts the table as 0 and clips nothing of it, and `GradScaler.step` raises.
+`fused=False` reads the sparse gradient of tables built with `sparse=True`, on which a `GradScaler`
+works; torch clips dense gradients alone, those for its own optimizers.
 
 A table keeps a fused optimizer until its `detach`, also when nothing else refers to it any more.
 `weight.requires_grad` says what it says in torch, whether a table is trained or frozen: also with

@@ -34,8 +34,9 @@ class TableOptimizer(torch.optim.Optimizer, abc.ABC):
 
     As in torch, a table is trained while its weight requires a gradient: freeze it with
     `requires_grad_(False)`, before or after the optimizer is made, and it rests, its step counter
-    too. With fused=True `weight.grad` stays None all the same: `clip_grad_norm_` counts tables as 0
-    and clips nothing of them, and `GradScaler.step` raises.
+    too. With fused=False steps with a gradient count, as in torch; with fused=True every step does,
+    and `weight.grad` stays None: `clip_grad_norm_` counts tables as 0 and clips nothing of them,
+    and `GradScaler.step` raises.
 
     Args:
         params: weights of VarEmbedding and VarEmbeddingBag, or groups of them.

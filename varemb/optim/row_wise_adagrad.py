@@ -9,8 +9,9 @@ from varemb.optim.base import TableOptimizer
 
 
 class RowWiseAdagrad(TableOptimizer):
-    """s <- s + mean(g^2) over the row's own d[r] numbers, p <- p - lr g / (sqrt(s) + eps), the rule
-    of FBGEMM's row-wise Adagrad; state [N], 4 bytes a row.
+    """s <- s + mean(g^2), p <- p - lr g / (sqrt(s) + eps), the rule of FBGEMM's row-wise Adagrad;
+    state [N], 4 bytes a row. The mean is over the row's own d[r] numbers, under a `limit` over
+    those that it lets through.
 
     Args:
         params: weights of tables.

@@ -260,6 +260,7 @@ class GrowingStorage(Storage, abc.ABC):
             return
         self._adopt(weight.detach(), saved)
 
+    @torch.inference_mode(False)  # what it makes is to be trained
     @torch.no_grad()
     def _adopt(self, weight: Tensor, saved: SavedLayout) -> None:
         """Takes over a saved table; state of attached optimizers starts anew."""

@@ -167,6 +167,7 @@ class PackedStorage(Storage):
         start = int(self.index[block, 0]) + self.granule * int(units[:slot].sum())
         return self.weight[start : start + min(self.granule * int(units[slot]), self.width)]
 
+    @torch.inference_mode(False)  # what it makes is to be trained
     @torch.no_grad()
     def resize(
         self,
@@ -216,6 +217,7 @@ class PackedStorage(Storage):
         if not keep_state:
             self._reset_state(mover, rows)
 
+    @torch.inference_mode(False)  # what it makes is to be trained
     @torch.no_grad()
     def extend(
         self,

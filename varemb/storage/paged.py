@@ -64,6 +64,7 @@ class PagedStorage(GrowingStorage):
 
     # --- changes
 
+    @torch.inference_mode(False)  # what it makes is to be trained
     @torch.no_grad()
     def resize(
         self,
@@ -155,6 +156,7 @@ class PagedStorage(GrowingStorage):
         self.live += int(dims.sum() - old.sum())
         return handles, old
 
+    @torch.inference_mode(False)  # what it makes is to be trained
     @torch.no_grad()
     def extend(
         self,
@@ -209,6 +211,7 @@ class PagedStorage(GrowingStorage):
         self.present_rows += count
         return torch.from_numpy(rows)
 
+    @torch.inference_mode(False)  # what it makes is to be trained
     @torch.no_grad()
     def remove(self, rows: Any, *, backend: str | None = None) -> None:
         """Takes rows out of the table; looking one up is an IndexError from then on.
@@ -231,6 +234,7 @@ class PagedStorage(GrowingStorage):
         self.removed.frombytes(rows.astype(np.uint32).tobytes())
         self.present_rows -= len(rows)
 
+    @torch.inference_mode(False)  # what it makes is to be trained
     @torch.no_grad()
     def compact(self, *, backend: str | None = None) -> None:
         """Moves rows together and gives back what no row has, but for what is reserved.

@@ -25,7 +25,7 @@ def lookup_linear(
     rows = lookup(values, index, indices, None, num_rows, width, granule)
     matrices, inside, group = _matrices(index, indices, groups, num_rows, width, granule)
     wide = wide_dtype(values.dtype)
-    taken = torch.where(inside[:, :, None], weight.to(wide)[matrices], 0.0)  # [L, D, O]
+    taken = _taken(weight.to(wide), matrices, inside)
     out = torch.bmm(rows.to(wide)[:, None], taken)[:, 0] + bias.to(wide)[group]
     return out.to(values.dtype)
 
@@ -47,6 +47,13 @@ def _matrices(
     return torch.where(inside, first[:, None] + columns, 0), inside, group
 
 
+def _taken(weight: Tensor, matrices: Tensor, inside: Tensor) -> Tensor:  # [L, D, O]
+    """The matrix row of each column of each lookup; zeros where it has none."""
+    if not weight.shape[0]:  # all rows have a dim of 0
+        return weight.new_zeros(*matrices.shape, weight.shape[1])
+    return torch.where(inside[:, :, None], weight[matrices], 0.0)
+
+
 def lookup_linear_backward(
     grad: Tensor,
     values: Tensor,
@@ -64,7 +71,7 @@ def lookup_linear_backward(
     matrices, inside, group = _matrices(index, indices, groups, num_rows, width, granule)
     wide = wide_dtype(values.dtype)
     grad, rows = grad.to(wide), rows.to(wide)
-    taken = torch.where(inside[:, :, None], weight.to(wide)[matrices], 0.0)
+    taken = _taken(weight.to(wide), matrices, inside)
     row_grad = torch.bmm(taken, grad[:, :, None])[:, :, 0]
     outer = rows[:, :, None] * grad[:, None]  # [L, D, O]
     weight_grad = torch.zeros_like(weight, dtype=wide).index_add(0, matrices[inside], outer[inside])

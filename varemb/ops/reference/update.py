@@ -100,6 +100,9 @@ def coalesce_update_(
         padding_idx, include_last_offset, values.numel(),
     )  # fmt: skip
     touched, sums = summed(places, terms)
+    # Through `data`: further lookups of the same step still go backward, as with kernels.
+    state1, state2 = (None if tensor is None else tensor.data for tensor in (state1, state2))
     _step(
-        values, state1, state2, hyper, rounding, index, touched, sums, num_rows, granule, algorithm
+        values.data, state1, state2, hyper, rounding, index, touched, sums, num_rows, granule,
+        algorithm,
     )  # fmt: skip
