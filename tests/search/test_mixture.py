@@ -79,6 +79,17 @@ def test_a_row_is_the_weighted_sum_of_its_candidates():
     torch.testing.assert_close(table(ids), naive(table, ids, running))
 
 
+def test_the_first_batches_leave_nothing_of_the_statistics_before_them():
+    """The epoch is chosen by them, also where epochs are short."""
+    table, ids = make_table(), torch.tensor([[0, 0], [1, 2], [3, 2], [2, 1]])
+    trained = table(ids).detach()
+    for _ in range(3):
+        table(ids)
+    table.eval()
+    # Running variances are unbiased: n / (n - 1) of the batch's.
+    torch.testing.assert_close(table(ids).detach(), trained, rtol=0.2, atol=0.05)
+
+
 def test_a_row_takes_the_sum_of_all_candidates():
     table = make_table()
     assert isinstance(table, StoredTable)

@@ -5,6 +5,7 @@ import torch
 
 from varemb.search.base import StoredTable
 from varemb.search.quantized import Marks, QuantizedTable, bits_for, pack_bits, read_bits
+from varemb.search.training import split_tables
 
 
 @pytest.mark.parametrize("bits", [1, 3, 5, 6, 8, 11, 16])
@@ -163,3 +164,11 @@ def test_bytes_of_two_tiers():
     marks = 128 // 8 + 2 + 2 * 4
     assert table.num_bytes() == {"weights": weights, "index": marks + 8 * 3, "unify": 0}
     assert sum(t.nbytes for t in table.stored().values()) == weights + marks + 24
+
+
+def test_centroids_do_not_decay():
+    """They would be drawn away from their queries, as the loss moves them but gently."""
+    table = make_table()
+    tables, others = split_tables(table)
+    assert tables == [table.queries.weight]
+    assert {id(p) for p in others} == {id(codebook) for codebook in table.codebooks}

@@ -96,7 +96,8 @@ def prepare_recommender(
         0
     """
     nodes = num_users + num_items
-    # Xavier's deviation for a table [N, D].
+    # Xavier's deviation for a table [N, D]. DIFFERS: normal, and of all nodes, where published code
+    # draws users and items apart, on ml-1m with deviations of .018 and .023 for .014 here.
     xavier = (2 / (nodes + width)) ** 0.5
     if name == "mf":
         return lambda table: DotRecommender(MF(table(0.01), nodes, width), num_users)

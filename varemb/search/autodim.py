@@ -16,12 +16,15 @@ DIFFERS: tau falls linearly to `tau_floor` over the planned steps, not by 0.0000
     than 19,800 steps it would stay high and theta would not commit.
 DIFFERS: Adam for both sets of parameters, theta's 30 times faster: at the paper's one learning rate
     of 0.001, alpha stays within 0.02 of equal on a million rows.
-DIFFERS: all epochs that were asked for are run; the released code may stop once no argmax changes.
+DIFFERS: all epochs that were asked for are run; one may stop once no argmax changes.
 DIFFERS: L2 of the tables, which the paper does not have and MovieLens 1M needs.
 DIFFERS: `lambda_` adds a price of width, lambda_ / (F D) sum_m sum_n p_mn d_n, to theta's loss; 0
     is the paper. Without one, a field whose candidates do equally well (gender has two values)
     takes a random width. The price is the same for every field, large or small; `lambda_numbers`
     prices the table's numbers instead, lambda_numbers / (D sum_m V_m) sum_m V_m sum_n p_mn d_n.
+
+The running mean and variance of Eq. 2 (and of a model's own batch normalisation) have seen the
+inputs of theta's validation batches too; they decide no dim, only the supernet's reported score.
 """
 
 from __future__ import annotations

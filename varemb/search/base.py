@@ -49,7 +49,7 @@ class StoredTable(Protocol):
     """A table [B, F] -> [B, F, D] that is no VarEmbedding, such as CSR or codebooks.
 
     A table may also have `penalty() -> Tensor`, a term added to every training loss. Weight decay
-    acts on all of its parameters.
+    acts on all of its parameters, or on those of `decayed()` where it has that.
     """
 
     @property

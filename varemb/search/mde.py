@@ -19,6 +19,7 @@ DIFFERS: for a budget the paper's sum is over (n_i / k_i)^(1 - alpha), which is 
     only; with bins it would not count stored numbers.
 DIFFERS: the paper does not say how its bins are cut; here each has about the same number of
     lookups, so the first is a few popular rows and the last is the long tail.
+DIFFERS: blocks of a field whose dims are rounded to the same one share a matrix.
 """
 
 from __future__ import annotations

@@ -9,7 +9,10 @@ of a row, which is more than the D of the full width.
 
 W and the table move on training batches, what makes p on validation batches, one per f training
 batches (first order). The epoch is chosen on these rows as well, of which the result has therefore
-seen more than that of a method whose plan is trained again.
+seen more than that of a method whose plan is trained again; the running mean and variance of BN,
+by which it is served, have seen their inputs too.
+
+DIFFERS: BN has no scale and shift; ESAPN's code, where this comes from, has both.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from varemb.ops import field_rows
 from varemb.search.base import FieldData, MakeModel, SearchResult, TrainResult
 from varemb.search.epochs import Epochs, first_rows, gradient_step, logloss, open_checkpoint
 from varemb.search.settings import check_candidates, check_positive, option
+from varemb.search.statistics import first_share
 from varemb.search.training import evaluate, seeded_from, split_tables
 
 
@@ -106,6 +110,8 @@ class MixtureTable(nn.Module):
         parts = self.table(ids).transpose(0, 1).split(self.candidates, 2)  # N times [F, B, d_n]
         out = torch.zeros(())
         for n, (e, w, norm) in enumerate(zip(parts, self.matrices, self.norms, strict=True)):
+            assert isinstance(norm, nn.BatchNorm1d) and norm.num_batches_tracked is not None
+            norm.momentum = float(first_share(norm.num_batches_tracked + 1))
             z = norm((e @ w).transpose(0, 1).flatten(1)).view(*ids.shape, -1)
             out = out + p[..., n, None] * torch.tanh(z)
         return out

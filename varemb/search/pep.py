@@ -13,6 +13,8 @@ trained table is stored as compressed sparse rows (`search/csr.py`).
 DIFFERS: s has its own learning rate, by default one at which it could rise to 0 in half the planned
     steps. Adam moves s by about its rate a step: from -15, where sigmoid(s) is 3e-7, the paper's
     0.001 takes ten thousand steps to the size of an embedding number, more than small data has.
+    What moves it up is its L2 (`s_weight_decay`), which Adam scales like any gradient: without it
+    the thresholds stay where they are and nothing is pruned.
 DIFFERS: the table's first numbers are normal with `init_std`, as in every method here, not Xavier.
 DIFFERS: a step may leave fewer numbers than the target; the mask is taken as it is then.
 """

@@ -27,11 +27,12 @@ from torch.nn import functional as F
 from varemb.nn import VarEmbedding
 from varemb.ops import field_rows
 from varemb.search.epochs import first_rows
+from varemb.search.statistics import first_share
 
 _ROWS_AT_A_TIME = 16384  # while codes are made
 # Of the normalisation. Squared distances of small first numbers vary by 1e-9: a common 1e-5 would
 # drown them.
-_MOMENTUM, _EPS = 0.1, 1e-14
+_EPS = 1e-14
 _ROWS_PER_MARK = 64
 _ONES = torch.tensor([f"{byte:b}".count("1") for byte in range(256)])
 
@@ -172,6 +173,11 @@ class QuantizedTable(nn.Module):
         self.last_penalty = _squared(c - q.detach()) + self.beta * _squared(c.detach() - q)
         return queries + (c - q).detach().flatten(2)
 
+    def decayed(self) -> list[nn.Parameter]:
+        """The queries. Decay would draw centroids, which the loss moves but gently, to 0 from where
+        their queries are."""
+        return [self.queries.weight]
+
     def penalty(self) -> Tensor:
         """The terms of the loss that move centroids to queries and queries to centroids."""
         return torch.zeros(()) if self.last_penalty is None else self.last_penalty
@@ -180,10 +186,8 @@ class QuantizedTable(nn.Module):
     def _choose(self, q: Tensor, limits: Tensor) -> Tensor:
         """Codes by the batch's own statistics. [B, F, G, w], [B, F] -> [B, F, G]"""
         found = []
-        # The first batches alike: a momentum of 0.1 would keep the variances of 1, a billion times
-        # too large, for hundreds of steps.
         self.batches += 1
-        share = (1 / self.batches).clamp(min=_MOMENTUM)  # a tensor: a GPU is not waited for
+        share = first_share(self.batches)
         spans = zip(self.mean.split(self.spans), self.var.split(self.spans), strict=True)
         for f, (running_mean, running_var) in enumerate(spans):
             u, factors, constant = self._linear(q[:, f], f)

@@ -18,6 +18,7 @@ DIFFERS: new numbers of a row that grows are N(0, 0.01); the code starts them at
 DIFFERS: lo and hi, unless given, are 0.8 and 1.2 of the median of three uniform trials on the same
     segment, so that uniform sizes are worth 5 on any data.
 DIFFERS: training pairs are uniform over interactions, not over users.
+DIFFERS: a search ends after `max_trials` at the latest; the code's only once it has settled.
 """
 
 from __future__ import annotations

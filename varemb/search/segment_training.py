@@ -93,7 +93,10 @@ class SegmentTask:
         users, items = self._nodes_of(frame.known)
         self.adjacency = normalized_adjacency(users, items, sum(map(len, nodes)))
         self.fit, self.allowed = _drop_full_users(frame)
-        self._exams = {"test": self._make_exam(frame.test), "valid": self._make_exam(frame.valid)}
+        self._exams = {
+            "test": self._make_exam(frame.test, frame.known + frame.valid),
+            "valid": self._make_exam(frame.valid, frame.known),
+        }
 
     def _nodes_of(self, part: Part) -> tuple[Tensor, Tensor]:
         users, items = self.nodes
@@ -139,9 +142,9 @@ class SegmentTask:
             check_budget(table, self.budget)
         return sum(losses) / len(losses)
 
-    def _make_exam(self, part: Part) -> Exam | None:
+    def _make_exam(self, part: Part, known: Part) -> Exam | None:
         """Who is asked for what, without items that a user has had before; None if nobody is."""
-        known, of_all = self.frame.known, self.config.candidates == "all"
+        of_all = self.config.candidates == "all"
         items = np.unique(known.items if of_all else part.items)  # [C]
         num_items = len(self.nodes[1])
         had = known.users * num_items + known.items

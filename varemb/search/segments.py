@@ -10,7 +10,8 @@ DIFFERS: the reservoir is a uniform sample of all earlier interactions of the se
 DIFFERS: ids that come first in the test part get no row before the next segment, as nothing is
     known of them when they are predicted; such events are not tested.
 DIFFERS: training stops early by the last 10 % of the train part, which is then not trained on; the
-    paper's code takes the test part (`early_stop="test"`).
+    paper's code takes the test part (`early_stop="test"`). Items of these 10 % are asked for in
+    the test part no more than those trained on.
 """
 
 from __future__ import annotations

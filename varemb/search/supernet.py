@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from varemb.nn import VarEmbedding
+from varemb.search.statistics import first_share
 
-_EPS, _MOMENTUM = 1e-5, 0.1  # of the batch normalisation
+_EPS = 1e-5  # of the batch normalisation
 
 # name in the paper -> whether the candidates share a row, and how they reach the width
 VARIANTS = {
@@ -65,6 +66,7 @@ class Supernet(nn.Module):
     used: Tensor
     mean: Tensor
     var: Tensor
+    batches: Tensor
 
     def __init__(
         self,
@@ -93,6 +95,7 @@ class Supernet(nn.Module):
         self.register_buffer("used", inside[:, :, None].float(), persistent=False)
         self.register_buffer("mean", torch.zeros(fields, num * width))
         self.register_buffer("var", torch.ones(fields, num * width))
+        self.register_buffer("batches", torch.tensor(0))  # that both have seen
         terms = max(fields * (fields - 1) // 2, 1) * width  # of the sum of products
         self.scale = nn.Parameter(torch.full((fields, 1), terms**-0.25))
         self.p = torch.full((fields, num), 1 / num)
@@ -105,10 +108,14 @@ class Supernet(nn.Module):
             center = e.mean(1, keepdim=True)  # [F, 1, T]
             e = e - center
             covariance = e.transpose(1, 2) @ e / e.shape[1]  # [F, T, T]
-            mean, var = (center @ w).squeeze(1), (w * (covariance @ w)).sum(1)  # [F, N * D]
+            mean = (center @ w).squeeze(1)  # [F, N * D]
+            # Rounding may leave a product of large numbers a little below 0.
+            var = (w * (covariance @ w)).sum(1).clamp_min(0)
             with torch.no_grad():
-                self.mean.lerp_(mean, _MOMENTUM)
-                self.var.lerp_(var * (e.shape[1] / max(e.shape[1] - 1, 1)), _MOMENTUM)
+                self.batches += 1
+                share = first_share(self.batches)
+                self.mean.lerp_(mean, share)
+                self.var.lerp_(var * (e.shape[1] / max(e.shape[1] - 1, 1)), share)
             shift = torch.zeros(())
         else:
             mean, var = self.mean, self.var

@@ -3,7 +3,7 @@
 Every method and its full-width baseline (FDE) go through `train_table`, so they are tuned alike.
 On MovieLens 1M three settings matter more than the dims: small first numbers of the tables, weight
 decay of the tables (rows of rare ids otherwise remember the training labels), and a learning rate
-that falls to 0 (with decay, a constant one leaves the tables noisy).
+that falls to 0 (with decay, a constant one leaves the tables noisy). Matrices do not decay.
 """
 
 from __future__ import annotations
@@ -123,13 +123,13 @@ def train_step(
 
 
 def split_tables(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Parameters of the embedding tables, and all others."""
+    """Parameters of the embedding tables on which decay acts, and all others."""
     tables: dict[int, nn.Parameter] = {}
     for module in model.modules():
         if isinstance(module, VarEmbedding | VarEmbeddingBag):
             tables[id(module.weight)] = module.weight
         elif isinstance(module, StoredTable):
-            tables |= {id(parameter): parameter for parameter in module.parameters()}
+            tables |= {id(p): p for p in getattr(module, "decayed", module.parameters)()}
     others = [parameter for parameter in model.parameters() if id(parameter) not in tables]
     return list(tables.values()), others
 
