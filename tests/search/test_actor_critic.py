@@ -79,6 +79,28 @@ def test_targets_start_as_copies_and_follow_slowly():
     assert any(not torch.equal(old, target) for old, (target, _) in zip(before, pairs, strict=True))
 
 
+def test_the_critics_loss_by_hand():
+    """y takes the lower of two targets, and what the entropy of the next action is worth."""
+    agent = make_agent(SACConfig(hidden=16, gamma=0.9, entropy=0.5, warm_up=1, replay_batch=200))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in agent.targets.parameters():
+            parameter.normal_(generator=generator)
+    for row in torch.rand(20, 7, generator=generator):
+        agent.replay.add(row[:2], row[2:4], float(row[4]), row[5:])
+    kept = agent.generator.get_state()
+    states, actions, rewards, following = agent.replay.sample(200, agent.generator)
+    with torch.no_grad():
+        chosen, logs = agent._draw(following)
+        first, second = agent.targets(following, chosen)
+        wanted = rewards + 0.9 * (torch.minimum(first, second) - 0.5 * logs)
+        values = agent.critics(states, actions)
+    assert (first < second).any() and (second < first).any()
+    expected = sum((value - wanted).square().mean() for value in values)
+    agent.generator.set_state(kept)
+    assert agent.update()["critic_loss"] == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_replay_prefers_the_newest_and_forgets_the_oldest():
     replay = Replay(4)
     for number in range(6):

@@ -17,7 +17,14 @@ from varemb.data.interactions import Pairs
 from varemb.files import load_state
 from varemb.search.ciess import CIESS, _Search
 from varemb.search.dim_agents import CIESSConfig, Side
-from varemb.search.pairwise import PairwiseConfig, Trainer, packed_table, start_warm, tables_of
+from varemb.search.pairwise import (
+    PairwiseConfig,
+    Quality,
+    Trainer,
+    packed_table,
+    start_warm,
+    tables_of,
+)
 from varemb.search.retraining import dims_of
 from varemb.search.sparsity import fit_dims
 
@@ -154,7 +161,19 @@ def test_shared_noise_moves_all_rows_alike():
     side = Side(config, slice(0, 50), torch.arange(1, 51), generator)
     dims = side.agent.act(side._states()).round()
     side.choose()
-    assert len((side.dims - dims).unique()) == 1
+    moved = side.dims - dims
+    assert len(moved.unique()) == 1 and moved[0] != 0
+
+
+def test_noise_of_an_episode_starts_anew():
+    config = CIESSConfig(width=64, noise="ou", walk="none", hidden=8)
+    side, chosen = Side(config, slice(0, 50), torch.arange(1, 51), torch.Generator()), []
+    for _ in range(2):
+        side.restart()
+        side.generator.manual_seed(0)
+        side.choose()
+        chosen.append(side.dims)
+    assert torch.equal(*chosen)
 
 
 def test_agents_find_the_dims_that_a_planted_reward_wants():
@@ -225,6 +244,34 @@ def test_the_reward_is_quality_less_the_cost_of_width(split, cost):
     assert record["reward"] == pytest.approx(record["quality"] - cost * (8 / 15) ** 2)
 
 
+def test_plans_are_compared_by_quality_against_the_full_size(split, monkeypatch):
+    """Eq. 7 and 16: half as good for users, twice for items; user 0 had none at full size."""
+
+    def rank(self, model):
+        is_full = sum(t.weight.numel() for t in tables_of(model)) == 36 * WIDTH
+        users, items = torch.full((20,), 0.25), torch.full((16,), 0.5)
+        if is_full:
+            users, items = 2 * users * (torch.arange(20) > 0), items / 2
+        return Quality(users, items, {}, 0)
+
+    monkeypatch.setattr(Trainer, "rank", rank)
+    config = replace(CONFIG, sparsities=(0.5,), episodes=1, iterations=1, plans=1)
+    result = search(split, config)
+    expected = pytest.approx((19 * 0.5 + 16 * 1) / 35)
+    assert result.history[0]["quality"] == expected
+    assert result.levels[0].trials[0]["score"] == expected
+
+
+def test_plans_within_a_sparsity_are_kept_by_quality_and_those_above_by_reward(split):
+    config = replace(CONFIG, sparsities=(0.1, 0.9))
+    found = _Search(config, split, prepare(split, "mf", WIDTH), TRAINING)
+    found.find_peaks()
+    record = found.advance()
+    assert [score for score, _ in found.top.within[0.1]] == [record["quality"]]
+    assert [score for score, _ in found.top.above[0.9]] == [record["reward"]]
+    assert record["reward"] < record["quality"]
+
+
 def test_quality_of_users_and_items_by_hand():
     split = planted_pairs(users=6, items=8, bought=4)
     is_kept = split.valid.users != 2  # user 2 has nothing to be ranked for
@@ -290,23 +337,6 @@ def test_start_warm_keeps_what_both_have(split):
 def test_settings_that_do_not_fit_are_refused(split, changes, message):
     with pytest.raises(ValueError, match=message):
         search(split, replace(CONFIG, **changes))
-
-
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"batch_size": 0}, "batch_size must be at least 1"),
-    ({"lr": float("nan")}, "lr must be finite"),
-])  # fmt: skip
-def test_training_that_does_not_fit_is_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
-        PairwiseConfig(**changes)
-
-
-def test_the_learning_rate_falls_to_its_floor():
-    config = PairwiseConfig(lr=0.03, lr_factor=0.9, lr_steps=200, lr_floor=1e-3)
-    assert [config.lr_at(step) for step in (0, 199, 200)] == [0.03, 0.03, 0.027]
-    assert config.lr_at(100_000) == 1e-3
-    low = replace(config, lr=5e-4)  # never raised to the floor
-    assert low.lr_at(0) == low.lr_at(1000) == 5e-4
 
 
 def test_a_loss_that_is_not_finite_ends_the_search(split):

@@ -202,6 +202,20 @@ def test_the_ascent_raises_the_chance_of_what_was_better_than_the_mean(split):
     assert torch.softmax(search._logits(0, side), 1)[:, 1].mean() > before
 
 
+def test_a_policy_takes_a_step_for_each_batch_of_rows(split):
+    search = make_search(split, replace(CONFIG, policy_batch=7))
+    search._ascend(0, torch.arange(20), torch.arange(20) % 2, torch.rand(20))
+    assert {int(state["step"]) for state in search.adam.state.values()} == {3}
+
+
+def test_rows_above_the_most_frequent_are_the_same_to_a_policy(split):
+    search = make_search(split, replace(CONFIG, most_frequent=3))
+    search.trainer.counts = torch.arange(36)
+    torch.nn.init.normal_(search.policies[0].out.weight)
+    logits = search._logits(0, torch.arange(20))
+    assert (logits[3:] == logits[3]).all() and (logits[:3] != logits[3]).all()
+
+
 def test_policies_grow_the_rows_that_a_planted_quality_wants(split):
     """Wide rows serve users with many pairs; each size above the first harms the others."""
     busy = planted_pairs(users=80, items=30, bought=12)

@@ -5,12 +5,13 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from search.pairs import killed_after, planted_pairs, prepare
 
 from varemb.search.base import StoredTable
 from varemb.search.fixed_sizes import FixedSizes, FixedSizesConfig
 from varemb.search.pairwise import PairwiseConfig, Trainer
-from varemb.search.pep_ranking import RankingPEP, RankingPEPConfig
+from varemb.search.pep_ranking import RankingPEP, RankingPEPConfig, _Search
 from varemb.search.retraining import dims_of
 
 WIDTH = 16
@@ -139,6 +140,20 @@ def test_pep_learns_masks_that_no_plan_has(split):
     ends = table.offsets.long()
     rows = [table.columns[ends[row] : ends[row + 1]].tolist() for row in range(len(ends) - 1)]
     assert sum(row != list(range(len(row))) for row in rows) > len(rows) / 2
+
+
+def test_pep_trains_its_masks_from_the_first_numbers(split):
+    search = _Search(CONFIGS["pep"], split, prepare(split, "ncf", WIDTH), TRAINING)
+    now = [table.table.weight.view(36, WIDTH) for table in search.tables]
+    first = [weight.detach().clone() for weight in now]
+    search.advance()
+    masks = [torch.rand(36, WIDTH) < 0.5 for _ in range(2)]
+    search.masks = [masks]
+    make_table = search.candidate(0.5).make_table
+    for place in (0, 1, 0, 1):  # two recommenders
+        values = make_table(0.1).table.values
+        assert torch.equal(values, first[place][masks[place]])
+        assert not torch.equal(values, now[place][masks[place]])
 
 
 @pytest.mark.parametrize("saves", range(1, 9))  # three rounds, a record; as many of the test
