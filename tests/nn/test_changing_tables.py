@@ -116,6 +116,13 @@ def test_freeze_refuses_sizes_that_packed_rows_are_rounded_from():
         table.freeze()
 
 
+def test_a_weight_without_gradient_has_none_in_the_other_layout():
+    table = VarEmbedding(4, 8, dims=2, resizable=True)
+    table.weight.requires_grad_(False)
+    packed = table.freeze()
+    assert not packed.weight.requires_grad and not packed.thaw().weight.requires_grad
+
+
 def test_every_size_has_its_matrix_from_the_start():
     for unify in ("linear", "chain"):
         table = VarEmbedding(0, 8, resizable=True, sizes=SIZES, unify=unify)

@@ -1,13 +1,15 @@
 """Lookups that every operation is tested with (CONTRIBUTING, "Test an operation")."""
 
 import os
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from varemb.ops.backend import why_not
-from varemb.testing import assert_agree, dims_of
+from varemb.testing import DTYPES, assert_agree, dims_of
 
 
 def need_interpreter() -> None:
@@ -56,6 +58,39 @@ CASES = make_cases()
 # Cases in which a row is looked up more than 256 times. Triton adds such a row in pieces, so its
 # sums are rounded elsewhere; all other sums are the reference's bit for bit.
 LONG_RUNS = ("skewed_dims",)
+
+
+def combine(
+    backends: Sequence[str], first: Iterable[Any], second: Iterable[Any], third: Iterable[Any]
+) -> list[tuple[Any, ...]]:
+    """A backend with a value of each choice, for `parametrize`; the third choice is the shortest.
+
+    All combinations, but for Triton's interpreter, which is slow, as few as let every two values of
+    different choices meet.
+    """
+    first, second, third = list(first), list(second), list(third)
+    assert len(third) <= min(len(first), len(second))
+    few = [
+        (a, b, third[(i + j) % len(third)])
+        for (i, a), (j, b) in product(enumerate(first), enumerate(second))
+    ]
+    every = list(product(first, second, third))
+    return [(each, *c) for each in backends for c in (few if each == "triton" else every)]
+
+
+def combine_dtypes(
+    backends: Sequence[str], few: Sequence[str] = ("odd_width",)
+) -> list[tuple[str, str, torch.dtype]]:
+    """A backend with a case and a dtype, for `parametrize`.
+
+    All combinations, but for Triton's interpreter every case in float32 and a few in all dtypes: by
+    default the one whose rows straddle every alignment.
+    """
+    return [
+        (backend, name, dtype)
+        for backend, name, dtype in product(backends, CASES, DTYPES)
+        if backend != "triton" or dtype == torch.float32 or name in few
+    ]
 
 
 def assert_sums_agree(backend: str, name: str, got: torch.Tensor, expected: torch.Tensor) -> None:

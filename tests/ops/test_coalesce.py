@@ -2,18 +2,16 @@
 
 import pytest
 import torch
-from ops.cases import CASES, assert_sums_agree
+from ops.cases import CASES, assert_sums_agree, combine_dtypes
 
 from varemb.ops import coalesce
-from varemb.testing import DTYPES, assert_agree, make_table, runnable_backends
+from varemb.testing import assert_agree, make_table, runnable_backends
 
 BACKENDS = runnable_backends()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", CASES)
-def test_coalesce_adds_repeated_rows(backend, dtype, name):
+@pytest.mark.parametrize(("backend", "name", "dtype"), combine_dtypes(BACKENDS), ids=str)
+def test_coalesce_adds_repeated_rows(backend, name, dtype):
     dims, width, indices = CASES[name]
     table = make_table(dims, width, dtype)
     grad = torch.randn(indices.numel(), width).to(dtype)

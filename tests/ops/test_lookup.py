@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ops.cases import CASES, assert_sums_agree
+from ops.cases import CASES, LONG_RUNS, assert_sums_agree, combine, combine_dtypes
 
 from varemb.ops import lookup
 from varemb.storage import PackedStorage
@@ -11,21 +11,22 @@ from varemb.testing import DTYPES, assert_agree, dims_of, make_table, runnable_b
 BACKENDS = runnable_backends()
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
-@pytest.mark.parametrize("name", CASES)
-def test_lookup_is_the_dense_row(backend, dtype, index_dtype, name):
+@pytest.mark.parametrize(
+    ("backend", "name", "dtype", "index_dtype"),
+    combine(BACKENDS, CASES, DTYPES, [torch.int32, torch.int64]),
+    ids=str,
+)
+def test_lookup_is_the_dense_row(backend, name, dtype, index_dtype):
     dims, width, indices = CASES[name]
     table = make_table(dims, width, dtype)
     out = lookup(table.values, table.rows, indices.to(index_dtype), backend=backend)
     assert torch.equal(out, table.dense[indices])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", CASES)
-def test_lookup_backward_with_repeated_indices(backend, dtype, name):
+@pytest.mark.parametrize(
+    ("backend", "name", "dtype"), combine_dtypes(BACKENDS, ("odd_width", *LONG_RUNS)), ids=str
+)
+def test_lookup_backward_with_repeated_indices(backend, name, dtype):
     dims, width, indices = CASES[name]
     table = make_table(dims, width, dtype)
     grad = torch.randn(indices.numel(), width).to(dtype)

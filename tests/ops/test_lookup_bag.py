@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from ops.cases import CASES
+from ops.cases import CASES, combine
 
 from varemb.ops import lookup_bag
 from varemb.testing import DTYPES, assert_agree, dims_of, make_table, runnable_backends
@@ -18,11 +18,10 @@ def bags(lookups: int) -> torch.Tensor:
     return torch.cat([torch.tensor([0, 0]), cuts, cuts[-1:], torch.tensor([lookups])])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", CASES)
-def test_lookup_bag_is_torchs_on_the_dense_table(backend, mode, dtype, name):
+@pytest.mark.parametrize(
+    ("backend", "name", "dtype", "mode"), combine(BACKENDS, CASES, DTYPES, MODES), ids=str
+)
+def test_lookup_bag_is_torchs_on_the_dense_table(backend, name, dtype, mode):
     dims, width, indices = CASES[name]
     table = make_table(dims, width, dtype)
     offsets = bags(indices.numel())

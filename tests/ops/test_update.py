@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from ops.cases import CASES
+from ops.cases import CASES, combine
 
 from varemb.ops import coalesce, update_
 from varemb.ops.update import ALGORITHMS
 from varemb.testing import DTYPES, assert_agree, make_table, runnable_backends
 
 BACKENDS = runnable_backends()
+COMPARED = [backend for backend in BACKENDS if backend != "reference"]
 HYPER = torch.tensor([0.1, 0.01, 1e-8, 0.9, 0.999, 3.0], dtype=torch.float64)
 
 
@@ -26,13 +27,15 @@ def sparse_grad(table, indices, dtype):
     return torch.sparse_coo_tensor(positions[None], numbers, (table.rows.numbers,))
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", CASES)
-def test_update_backends_agree(algorithm, dtype, name):
+@pytest.mark.parametrize(
+    ("backend", "name", "dtype", "algorithm"),
+    combine(COMPARED, CASES, DTYPES, ALGORITHMS),
+    ids=str,
+)
+def test_update_agrees_with_the_reference(backend, name, dtype, algorithm):
     dims, width, indices = CASES[name]
     results = []
-    for backend in BACKENDS:
+    for each in (backend, "reference"):
         torch.manual_seed(5)
         table = make_table(dims, width, dtype)
         first, second = states(table, algorithm)
@@ -41,16 +44,15 @@ def test_update_backends_agree(algorithm, dtype, name):
         with torch.no_grad():
             update_(
                 table.values, first, second, HYPER, None, table.rows, grad,
-                algorithm=ALGORITHMS[algorithm], backend=backend,
+                algorithm=ALGORITHMS[algorithm], backend=each,
             )  # fmt: skip
         untouched = torch.ones(table.rows.numbers, dtype=torch.bool)
         untouched[grad.coalesce().indices()[0]] = False
         assert torch.equal(table.values[untouched], before[untouched])
         results.append((table.values.detach(), first, second))
-    for result in results:
-        for got, expected in zip(result, results[-1], strict=True):
-            if expected is not None:
-                assert_agree(got, expected, dtype=dtype)
+    for got, expected in zip(*results, strict=True):
+        if expected is not None:
+            assert_agree(got, expected, dtype=dtype)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

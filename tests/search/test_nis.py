@@ -138,6 +138,15 @@ def test_the_price_brings_the_policy_into_the_budget(monkeypatch, budget):
     assert 0.5 * budget * full < table.numbers() <= budget * full
 
 
+def test_the_policy_moves_once_in_f_batches(monkeypatch):
+    trained, moved = [], []
+    monkeypatch.setattr(nis, "gradient_step", lambda *arguments: trained.append(1) or 0.5)
+    monkeypatch.setattr(nis, "_update_policy", lambda *arguments: moved.append(len(trained)))
+    config = dataclasses.replace(CONFIG, f=3, batch_size=50, warmup_epochs=1, search_epochs=1)
+    search(config, make_parts(500))
+    assert len(trained) == 16 and moved == [8, 11, 14]
+
+
 def test_a_search_gives_a_plan_that_trains():
     parts, found = make_parts(), search()
     sizes = found.history[-1]["sizes"]

@@ -8,7 +8,7 @@ from varemb.models import FM, WideDeep
 from varemb.search import PEP, PEPConfig, TrainConfig, train_model
 from varemb.search.base import StoredTable
 from varemb.search.csr import CsrTable
-from varemb.search.epochs import Epochs
+from varemb.search.epochs import Epochs, gradient_step
 from varemb.search.pep import GRANULARITIES, ThresholdTable, soft_threshold
 from varemb.search.training import seeded_from
 
@@ -48,6 +48,13 @@ def test_soft_threshold_by_hand():
     out.sum().backward()
     assert e.grad.tolist() == [1, 0, 0, 0, 1]
     assert threshold.grad.tolist() == [1, 0, 0, 0, -1]
+
+
+@pytest.mark.parametrize(("clip", "after"), [(1.0, [2.4, 3.2]), (6.0, [0.0, 0.0])])
+def test_a_gradient_is_at_most_as_long_as_clip(clip, after):
+    weight = torch.tensor([3.0, 4.0], requires_grad=True)  # as is the gradient, 5 long
+    gradient_step(weight.square().sum() / 2, [torch.optim.SGD([weight], 1.0)], clip)
+    torch.testing.assert_close(weight.detach(), torch.tensor(after))
 
 
 @pytest.mark.parametrize("width", [1, 5, 256, 257])

@@ -195,6 +195,24 @@ def test_a_training_killed_between_epochs_resumes_bit_for_bit(tmp_path, monkeypa
         assert torch.equal(value, resumed.model.state_dict()[name]), name
 
 
+def test_patience_goes_on_where_a_training_was_killed(tmp_path, monkeypatch):
+    config = dataclasses.replace(CONFIG, max_epochs=9, patience=3)
+    train_rows, valid, _ = make_parts(500)
+    aucs = iter([0.7, 0.6])  # and the third epoch is killed
+    monkeypatch.setattr(training, "evaluate", lambda *arguments: {"auc": next(aucs)})
+
+    def run(resume):
+        return train_model(
+            make_model(VarEmbedding.for_fields(list(ROWS.values()), 4)), train_rows, valid, config,
+            progress=False, checkpoint=tmp_path / "train.safetensors", resume=resume,
+        )  # fmt: skip
+
+    with pytest.raises(StopIteration):
+        run(False)
+    aucs = iter([0.6] * 7)
+    assert [record["valid"]["auc"] for record in run(True).history] == [0.7, 0.6, 0.6, 0.6]
+
+
 def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
     parts, path = make_parts(), tmp_path / "train.safetensors"
     first = train(parts, checkpoint=path)
@@ -207,9 +225,11 @@ def test_a_finished_training_is_not_repeated(tmp_path, monkeypatch):
 def test_resume_refuses_a_checkpoint_of_other_rows(tmp_path):
     parts, path = make_parts(), tmp_path / "train.safetensors"
     train(parts, checkpoint=path)
-    other = dataclasses.replace(parts[0], labels=parts[0].labels.flip(0))
-    with pytest.raises(ValueError, match=r"train.safetensors was written with content = "):
-        train((other, *parts[1:]), checkpoint=path, resume=True)
+    for part in (0, 1):  # what is learnt from, what decides when to stop
+        other = list(parts)
+        other[part] = dataclasses.replace(parts[part], labels=parts[part].labels.flip(0))
+        with pytest.raises(ValueError, match=r"train.safetensors was written with content = "):
+            train(other, checkpoint=path, resume=True)
 
 
 def test_resume_refuses_a_checkpoint_of_another_plan(tmp_path):

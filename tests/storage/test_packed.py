@@ -1,8 +1,12 @@
 """PackedStorage: the index, its bytes, and what a move keeps."""
 
+import math
+import subprocess
+import sys
+
 import pytest
 import torch
-from resident import assert_takes_less, linux_only
+from resident import ROOT, linux_only
 
 from varemb.ops import lookup, reference
 from varemb.optim import Adagrad
@@ -49,20 +53,40 @@ def test_dims_read_in_parts_are_the_dims_read_at_once(monkeypatch):
         storage.load_state_dict(saved)
 
 
-@linux_only
-def test_building_and_saving_a_table_takes_two_bytes_of_dims_a_row():
-    setup = """
+_BUILD_SAVE_LOAD = """
 import torch
+from benchmarks.timing import forget_peak, resident_bytes
 from varemb import VarEmbedding
+
+def print_peak(work):
+    forget_peak()
+    before = resident_bytes("VmRSS")
+    done = work()
+    print(resident_bytes("VmHWM") - before)
+    return done
+
 VarEmbedding(9, 4).state_dict()
 dims = torch.zeros(40_000_000, dtype=torch.uint8)
+table = print_peak(lambda: VarEmbedding(len(dims), 64, dims=dims))
+state = print_peak(table.state_dict)
+print_peak(lambda: table.load_state_dict(state))
 """
-    build = "table = VarEmbedding(len(dims), 64, dims=dims)"
-    most = 2 * 40_000_000 + 70_000_000  # and a part of the rows at a time
-    assert_takes_less(most + 1.34 * 40_000_000, setup, build)
-    assert_takes_less(most, setup + build, "state = table.state_dict()")
-    load = "table.load_state_dict(state)"
-    assert_takes_less(70_000_000, f"{setup}{build}\nstate = table.state_dict()", load)
+
+
+@linux_only
+def test_building_and_saving_a_table_takes_two_bytes_of_dims_a_row():
+    part = 70_000_000  # a part of the rows at a time
+    most = [(2 + 1.34) * 40_000_000 + part, 2 * 40_000_000 + part, part]  # built, saved, loaded
+    least = [math.inf] * 3
+    for _ in range(3):  # of which the least counts, as in `assert_takes_less`
+        done = subprocess.run(
+            [sys.executable, "-c", _BUILD_SAVE_LOAD], cwd=ROOT, stdout=subprocess.PIPE, text=True,
+            check=True,
+        )  # fmt: skip
+        least = [min(pair) for pair in zip(least, map(int, done.stdout.split()), strict=True)]
+        if all(took < limit for took, limit in zip(least, most, strict=True)):
+            return
+    raise AssertionError(f"built, saved, loaded: took {least} bytes at least, of {most}")
 
 
 def test_index_takes_1_34_bytes_a_row():

@@ -46,6 +46,18 @@ def test_loading_into_a_table_with_room_stays_in_place():
     assert other.extend(1, 8).tolist() == [2]
 
 
+@pytest.mark.parametrize("cls", [optim.Adam, optim.RowWiseAdagrad])
+def test_loading_starts_the_optimizers_state_anew(cls):
+    """The saved rows have nothing to do with what the old ones went through."""
+    storage = PagedStorage(torch.tensor([8, 8, 8]), 8)
+    state = cls([storage.weight]).state[storage.weight]
+    tensors = [tensor for name, tensor in state.items() if name != "step"]
+    for tensor in tensors:
+        tensor.fill_(7.0)
+    storage.load_state_dict(PagedStorage(torch.tensor([2, 4]), 8).state_dict())
+    assert tensors and not any(tensor.any() for tensor in tensors)
+
+
 def spoil(name, change):
     storage = PagedStorage(torch.tensor([2, 4, 4, -1]), 8)
     storage.extend(1, 2)
