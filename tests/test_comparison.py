@@ -11,6 +11,7 @@ from varemb.report import (
     stability_table,
     summarize,
     sweep_table,
+    tradeoff,
 )
 from varemb.report.comparison import correlation, paired_t
 
@@ -149,3 +150,24 @@ def test_the_picture_is_a_png():
     pytest.importorskip("matplotlib", reason="pictures are drawn with matplotlib")
     results = [*make_results(), make_result("ras", 0, 0.7, model="nfm")]
     assert draw_tradeoff(summarize(results), "title").startswith(b"\x89PNG")
+
+
+def test_the_picture_has_each_mean_with_its_own_deviations(monkeypatch):
+    figures = pytest.importorskip("matplotlib.figure", reason="pictures are drawn with matplotlib")
+    figure = figures.Figure()
+    monkeypatch.setattr(tradeoff, "draw_png", lambda *arguments: arguments[-1](figure))
+    results = [make_result("autodim", s, 0.81 + 0.02 * s, params=40 + 10 * s) for s in range(3)]
+    results += [make_result("fde", s, 0.78 + 0.01 * s, params=100) for s in range(3)]
+    draw_tradeoff(summarize(results), "title")
+    (axes,) = figure.axes
+    autodim, fde = axes.containers  # points with a bar across and a bar along the AUC
+    for points, place, across, along in (
+        (autodim, (224, 0.83), (184, 264), (0.81, 0.85)),
+        (fde, (424, 0.79), (424, 424), (0.78, 0.80)),
+    ):
+        line, _, bars = points
+        assert line.get_xydata()[0] == pytest.approx(place)
+        (first, second) = (bar.get_segments()[0] for bar in bars)
+        assert first[:, 0] == pytest.approx(across) and second[:, 1] == pytest.approx(along)
+    (full,) = (line for line in axes.lines if line.get_linestyle() == ":")
+    assert list(full.get_ydata()) == pytest.approx([0.79, 0.79])

@@ -82,7 +82,7 @@ def test_report_of_several_runs_has_their_means(tmp_path):
         "AutoDim, mean of 3",
         "0.8010 ±0.0010",
         "FDE, mean of 3",
-        "seed 2",
+        "AutoDim, seed 2",
         "AutoDim, seed 1",
     ):
         assert cell in cells, cell
@@ -152,9 +152,13 @@ def test_result_row_counts_by_hand():
 
 
 def test_mean_rows_average_runs_of_one_method():
-    results = [build_result("autodim", seed, 0.8 + seed / 100, 1000 + seed) for seed in (0, 2)]
+    results = [
+        build_result("autodim", seed, 0.8 + seed / 100, 1000 + 100 * seed) | {"seconds": seconds}
+        for seed, seconds in ((0, 10.0), (2, 30.0))
+    ]
     (row,) = mean_rows([*results, build_result("fde", 0, 0.7, 14_432)])
-    assert row[:4] == ["AutoDim, mean of 2", "0.8100 ±0.0141", "0.5000 ±0.0000", "1,001"]
+    assert row[:5] == ["AutoDim, mean of 2", "0.8100 ±0.0141", "0.5000 ±0.0000", "1,100", "92.4%"]
+    assert row[5:] == ["4.30 KiB", "1.19 KiB", "0 B", "8.59 KiB", "20"]
 
 
 @pytest.mark.parametrize(

@@ -33,12 +33,12 @@ from varemb.experiment import (
     train_option,
 )
 from varemb.info import build_info
-from varemb.options import add_config, read_config
+from varemb.options import add_config, read_config, seed
 from varemb.plan import SizePlan
-from varemb.report import write_report
-from varemb.runs import load_run
+from varemb.report import load_runs, write_report
 from varemb.search import AutoDimConfig, TrainConfig
 from varemb.search.autodim import check_autodim
+from varemb.search.progress import bars_only_in_terminals
 from varemb.search.settings import naming_options
 
 _EXTRAS = {
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.parser.refuse(unknown)
     options.rest = unknown
     try:
-        return int(options.run(options))
+        with bars_only_in_terminals():
+            return int(options.run(options))
     except KeyboardInterrupt:
         _say(_stopped(options, words))
         return 130
@@ -122,7 +123,7 @@ def _add_demo(commands: Any) -> None:
         "search widths on generated clicks and compare with full width, in a minute, without files",
         "varemb demo --seed 1",
     )
-    demo.add_argument("--seed", type=int, default=0, help="of data and training (default 0)")
+    demo.add_argument("--seed", type=seed, default=0, help="of data and training (default 0)")
     demo.add_argument("--out", type=Path, help="also write a run folder, for `varemb report`")
     demo.add_argument("--resume", action="store_true", help="continue the run in the folder")
     add_threads(demo)
@@ -138,9 +139,12 @@ def _add_search(commands: Any) -> None:
         allow_abbrev=False,
     )
     search.set_defaults(parser=search)
+    compare, data = "varemb compare --model", "--data ml-1m --data-dir DIR"
     search.elsewhere = {
-        **{name: f"varemb compare --model wide-deep --methods {name}" for name in METHODS},
-        **{name: f"varemb compare --model lightgcn --methods {name}" for name in RANKING_METHODS},
+        **{name: f"{compare} wide-deep --methods {name} {data}" for name in METHODS},
+        # It has as many numbers as AutoDim found.
+        "uniform": f"{compare} wide-deep --methods autodim,uniform {data}",
+        **{name: f"{compare} lightgcn --methods {name} {data}" for name in RANKING_METHODS},
     }
     methods = search.add_subparsers(metavar="METHOD", required=True)
     autodim = add_command(
@@ -277,7 +281,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    runs = [load_run(folder) for folder in options.runs]
+    runs = load_runs(options.runs)
     folder = options.out or options.runs[0]
     folder.mkdir(parents=True, exist_ok=True)
     for path in write_report(runs, folder):

@@ -8,6 +8,7 @@ from varemb.report.comparison import (
     summarize,
     sweep_table,
 )
+from varemb.report.inputs import load_runs
 from varemb.report.page import write_report
 from varemb.report.stream_table import format_stream_results
 from varemb.report.table import (
@@ -27,6 +28,7 @@ __all__ = [
     "format_stream_results",
     "format_table",
     "importance_tables",
+    "load_runs",
     "main_tables",
     "method_name",
     "stability_table",

@@ -7,12 +7,14 @@ differ by marker.
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable, Sequence
 from statistics import mean
 from typing import Any
 
 import numpy as np
 
+from varemb.plan import SizePlan
 from varemb.report.table import PARTS, format_bytes, method_name, total_bytes
 from varemb.runs import Run
 
@@ -49,14 +51,43 @@ STYLE: Any = {
 }
 
 
+def plain(text: str) -> str:
+    r"""Text of names for a picture: as it is written, where matplotlib would read $ as mathematics.
+
+    Example:
+        >>> print(plain("cost$x_{$y"))
+        cost\$x_{\$y
+    """
+    return text.replace("$", r"\$")
+
+
+def show_title(figure: Any, title: str, size: float) -> None:
+    """A title above the panels, in several lines where one would leave the figure.
+
+    Args:
+        figure: a figure or a part of one.
+        title: from outside, not yet `plain`.
+        size: of its letters, in points.
+    """
+    text = figure.suptitle(plain(title), x=0.01, ha="left", fontsize=size, fontweight="bold")
+    share = text.get_window_extent().width / (0.98 * figure.bbox.width)
+    if share > 1:  # letters differ in width: a tenth is left free
+        text.set_text(plain(textwrap.fill(title, int(0.9 * len(title) / share))))
+
+
+def whole_ticks(axis: Any) -> None:
+    """Ticks at whole numbers alone, one of them if there is only one."""
+    axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+
 def draw_png(
     what: str, title: str, size: tuple[float, float], draw: Callable[[Any], None]
 ) -> bytes:
-    """A figure in the report's style, with one line above it, as a PNG.
+    """A figure in the report's style, with a title above it, as a PNG.
 
     Args:
         what: is drawn, for the error.
-        title: the line.
+        title: as text; a $ in it is a $.
         size: width and height in inches of 200 pixels.
         draw: takes the empty figure and puts panels into it.
 
@@ -72,7 +103,7 @@ def draw_png(
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=14, fontweight="bold")
+        show_title(figure, title, 14)
         draw(figure)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=200)
@@ -84,17 +115,18 @@ def draw_report(runs: Sequence[Run], title: str) -> bytes:
 
     Args:
         runs: at least one; the fields are those of the first.
-        title: one line above the panels.
+        title: above the panels.
 
     Raises:
         ImportError: matplotlib is not installed.
     """
-    height = max(4.0, 0.30 * len(runs[0].plan) + 1.4)
+    bars = len({run.metrics["method"] for run in runs})  # of a field
+    height = max(4.0, max(0.30, 0.18 * bars) * len(runs[0].plan) + 1.4)
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(2, 2, gridspec_kw={"height_ratios": [height, 3.6]})
         styles = _method_styles(runs)
-        _draw_dims(panels[0][0], runs)
+        _draw_dims(panels[0][0], runs, styles)
         _draw_quality(panels[0][1], runs, styles)
         _draw_curves(panels[1][0], runs, styles)
         _draw_memory(panels[1][1], runs)
@@ -110,38 +142,60 @@ def _method_styles(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _draw_dims(axes: Any, runs: Sequence[Run]) -> None:
+def _draw_dims(axes: Any, runs: Sequence[Run], styles: dict[str, tuple[str, str]]) -> None:
     plan = runs[0].plan
     names = list(plan)
     places = np.arange(len(names))
-    same = [run.plan for run in runs if list(run.plan) == names]
-    means = np.array([[_mean_dim(each[name]) for name in names] for each in same])  # [runs, F]
-    dims = means.mean(0)
-    widths = [plan.widths[name] for name in names]
+    same = [run for run in runs if list(run.plan) == names]
+    methods = list(dict.fromkeys(run.metrics["method"] for run in same))
+    widths = [max(run.plan.widths[name] for run in same) for name in names]
     axes.barh(places, widths, 0.72, color="#eeeeee")
-    axes.barh(places, dims, 0.72, color=COLORS[0])
-    if len(same) > 1:
-        for points in means:
-            axes.plot(points, places, "o", ms=4, mfc="white", mec=INK, mew=0.8, clip_on=False)
+    space = 0.72 / len(methods)  # a bar for each method
+    for number, method in enumerate(methods):
+        mine = [run.plan for run in same if run.metrics["method"] == method]
+        lines = places + (number - (len(methods) - 1) / 2) * space
+        label = plain(method_name(method)) if len(methods) > 1 else ""
+        axes.barh(lines, _mean_dims(mine), space, color=styles[method][0], label=label)
+        if len(mine) > 1:
+            for each in mine:
+                points = _mean_dims([each])
+                axes.plot(points, lines, "o", ms=4, mfc="white", mec=INK, mew=0.8, clip_on=False)
+        for place, name in zip(lines, names, strict=True):
+            axes.text(
+                max(widths) * 1.02, place, _dims_text(mine, name),
+                va="center", ha="left", color=INK, fontweight="bold",
+            )  # fmt: skip
     planted = runs[0].metrics.get("planted")
     if isinstance(planted, dict):
         values = [planted.get(name, np.nan) for name in names]
         axes.plot(values, places, "D", ms=7, mfc="none", mec=COLORS[1], mew=1.6, label="planted")
-        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 0.99), frameon=False)
-    for place, name in enumerate(names):
-        low, high = (int(plan[name].min()), int(plan[name].max())) if len(plan[name]) else (0, 0)
-        text = f"{dims[place]:.3g}" if low == high else f"{low} to {high}, mean {dims[place]:.3g}"
-        axes.text(
-            max(widths) * 1.02, place, text, va="center", ha="left", color=INK, fontweight="bold"
+    if len(methods) > 1 or isinstance(planted, dict):  # below the axis and its label
+        axes.legend(
+            loc="upper center", bbox_to_anchor=(0.5, 0), borderaxespad=4, ncols=3, frameon=False
         )
-    axes.set_yticks(places, [f"{name}  ({len(plan[name]):,})" for name in names])
+    axes.set_yticks(places, [plain(f"{name}  ({len(plan[name]):,})") for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlim(0, max(widths))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("dim (numbers per row)")
     suffix = f", mean of {len(same)} runs" if len(same) > 1 else ""
+    if len(methods) > 1:
+        suffix = ", means of runs" if len(same) > len(methods) else ""
     axes.set_title(f"Dims per field (rows){suffix}")
+
+
+def _mean_dims(plans: Sequence[SizePlan]) -> Any:
+    """Of each field, the mean over its rows and over the plans. [F]"""
+    return np.mean([[_mean_dim(plan[name]) for name in plans[0]] for plan in plans], 0)
+
+
+def _dims_text(plans: Sequence[SizePlan], name: str) -> str:
+    mean_dim = f"{mean(_mean_dim(plan[name]) for plan in plans):.3g}"
+    ends = [(int(plan[name].min()), int(plan[name].max())) for plan in plans if len(plan[name])]
+    if all(low == high for low, high in ends):
+        return mean_dim
+    return f"{min(ends)[0]} to {max(high for _, high in ends)}, mean {mean_dim}"
 
 
 def _mean_dim(dims: np.ndarray[Any, Any]) -> float:
@@ -158,7 +212,8 @@ def _draw_quality(axes: Any, runs: Sequence[Run], styles: dict[str, tuple[str, s
         if len(mine) > 1:
             axes.scatter(x, y, s=28, marker=marker, facecolors="none", edgecolors=color)
         axes.scatter(mean(x), mean(y), s=90, marker=marker, color=color, zorder=3)
-        label = method_name(method) + (f",\nmean of {len(mine)}" if len(mine) > 1 else "")
+        label = plain(method_name(method))
+        label += f",\nmean of {len(mine)}" if len(mine) > 1 else ""
         axes.annotate(
             f"{label}: {mean(y):.4f}",
             (mean(x), max(y)),
@@ -193,7 +248,8 @@ def byte_unit(most: float) -> tuple[str, float]:
 def _draw_curves(axes: Any, runs: Sequence[Run], styles: dict[str, tuple[str, str]]) -> None:
     is_empty = True
     for method, (color, marker) in styles.items():
-        for number, run in enumerate(runs):
+        label: str | None = plain(method_name(method))
+        for run in runs:
             points = [
                 (record["epoch"], record["valid"]["auc"])
                 for record in run.history
@@ -203,7 +259,6 @@ def _draw_curves(axes: Any, runs: Sequence[Run], styles: dict[str, tuple[str, st
             ]
             if points:
                 is_empty = False
-                label = method_name(method) if number == 0 else None
                 axes.plot(
                     *zip(*points, strict=True),
                     color=color,
@@ -212,11 +267,12 @@ def _draw_curves(axes: Any, runs: Sequence[Run], styles: dict[str, tuple[str, st
                     lw=1.6,
                     label=label,
                 )
+                label = None  # of the method's first run alone
     if is_empty:
         axes.text(0.5, 0.5, "no history", transform=axes.transAxes, ha="center", color=MUTED)
     else:
         axes.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        whole_ticks(axes.xaxis)
     axes.set_xlabel("epoch")
     axes.set_ylabel("AUC on the validation part")
     axes.set_title("Training")
@@ -245,7 +301,7 @@ def _draw_memory(axes: Any, runs: Sequence[Run]) -> None:
             total / factor + 0.015 * max(left), place, f"{format_bytes(total)}{share}",
             va="center", ha="left", fontweight="bold",
         )  # fmt: skip
-    axes.set_yticks(range(len(methods)), [method_name(method) for method in methods])
+    axes.set_yticks(range(len(methods)), [plain(method_name(method)) for method in methods])
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.set_xlim(0, 1.42 * max(left))
     axes.tick_params(axis="y", length=0)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from varemb.report.figure import INK
+from varemb.report.figure import INK, plain
 from varemb.report.stream_table import REFERENCE
 from varemb.report.table import method_name
 from varemb.runs import Run
@@ -44,7 +44,7 @@ def draw_quality(axes: Any, styles: dict[str, str], runs: Sequence[Run], side: s
         axes.axhline(0, color=INK, lw=0.8)
     _frequency_axis(axes)
     axes.set_xlabel(f"times the {side} was seen")
-    against = method_name(reference) if reference else ""
+    against = plain(method_name(reference)) if reference else ""
     axes.set_ylabel("points of accuracy" if is_gain else "accuracy (%)")
     axes.set_title(
         f"Gain over {against}, {side}s" if is_gain else f"Accuracy by frequency, {side}s"

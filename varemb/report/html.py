@@ -45,6 +45,12 @@ def name_methods(runs: Sequence[Run]) -> str:
     )
 
 
+def name_seeds(runs: Sequence[Run]) -> str:
+    """The seeds of the runs, each once."""
+    seeds = dict.fromkeys(str(run.metrics["seed"]) for run in runs)
+    return f"seed {', '.join(seeds)}"
+
+
 def make_page(title: str, sections: Sequence[str]) -> str:
     """The whole page; sections are HTML."""
     return (
@@ -62,7 +68,7 @@ def show_picture(picture: bytes, text: str) -> str:
 
 
 def show_cards(cards: Sequence[tuple[str, str]], runs: Sequence[Run]) -> str:
-    """Numbers in large letters, each with what it says."""
+    """Numbers in large letters, each with what it says; means of several runs."""
     body = "".join(
         f'<div class="card"><b>{escape(number)}</b><span>{escape(text)}</span></div>'
         for number, text in cards
@@ -122,6 +128,11 @@ def _labelled(runs: Sequence[Run], run: Run, row: list[str]) -> list[str]:
     return [f"{row[0]}, seed {run.metrics['seed']}", *row[1:]] if len(runs) > 1 else row
 
 
+def run_name(run: Run) -> str:
+    """The method and the seed of a run."""
+    return f"{method_name(run.metrics['method'])}, seed {run.metrics['seed']}"
+
+
 def show_runs(runs: Sequence[Run]) -> str:
     """The table of the folders."""
     rows = []
@@ -133,19 +144,23 @@ def show_runs(runs: Sequence[Run]) -> str:
 
 
 def show_dims(runs: Sequence[Run]) -> list[str]:
-    """Dims per field, in sections; runs over the same tables stand side by side."""
-    groups: dict[tuple[tuple[str, int], ...], list[Run]] = {}
+    """Dims per field, in sections; a method's runs over the same tables stand side by side."""
+    groups: dict[tuple[object, ...], list[Run]] = {}
     for run in runs:
-        key = tuple((name, len(run.plan[name])) for name in run.plan)
+        key = (run.metrics["method"], *((name, len(run.plan[name])) for name in run.plan))
         groups.setdefault(key, []).append(run)
+    heads = ["dim"] if len(runs) == 1 else None
     return [
         part
         for group in groups.values()
-        for part in ("<h2>Dims per field</h2>", _dims_table(group))
+        for part in (
+            "<h2>Dims per field</h2>",
+            _dims_table(group, heads or [run_name(run) for run in group]),
+        )
     ]
 
 
-def _dims_table(runs: Sequence[Run]) -> str:
+def _dims_table(runs: Sequence[Run], heads: Sequence[str]) -> str:
     planted = runs[0].metrics.get("planted") or {}
     rows = []
     for name in runs[0].plan:
@@ -166,8 +181,7 @@ def _dims_table(runs: Sequence[Run]) -> str:
                 f"{1 - mean / width:.1%}",
             ]
         )
-    columns = ["dim"] if len(runs) == 1 else [f"seed {run.metrics['seed']}" for run in runs]
-    head = ["field", "rows", *columns, *(["planted"] if planted else []), "", "numbers", "saved"]
+    head = ["field", "rows", *heads, *(["planted"] if planted else []), "", "numbers", "saved"]
     return show_table(head, rows, is_html=True)
 
 

@@ -12,6 +12,7 @@ from varemb.report.figure import draw_report
 from varemb.report.html import (
     make_page,
     name_methods,
+    name_seeds,
     show_cards,
     show_dims,
     show_memory,
@@ -86,19 +87,19 @@ def _told_apart(runs: Sequence[Run]) -> list[Run]:
 
 def _title(runs: Sequence[Run]) -> str:
     first = runs[0].metrics
-    seeds = ", ".join(str(run.metrics["seed"]) for run in runs)
-    return f"{name_methods(runs)} on {first['data']}, {first['model']}, seed {seeds}"
+    return f"{name_methods(runs)} on {first['data']}, {first['model']}, {name_seeds(runs)}"
 
 
 def _page(runs: Sequence[Run], title: str, picture: bytes) -> str:
     columns = [0, 1, 2, 3, 4, HEAD.index("seconds")]
     means = mean_rows([result for run in runs for result in run.results])
+    own = [run for run in runs if run.metrics["method"] == runs[0].metrics["method"]]
     return make_page(
         title,
         [
             '<p class="sub">Sizes of embedding rows, found and measured by varemb. '
             "Bytes are those of the allocated buffers.</p>",
-            show_cards(_cards(runs), runs),
+            show_cards(_cards(runs), own),
             show_picture(
                 picture,
                 f"{title}: dims per field, quality against bytes, training curves and memory; the "

@@ -11,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 from varemb.report.comparison import Result
-from varemb.report.figure import COLORS, MARKERS, byte_unit, draw_png
+from varemb.report.figure import COLORS, MARKERS, byte_unit, draw_png, plain, whole_ticks
 from varemb.report.ranking import levels_of
 from varemb.report.table import method_name
 from varemb.report.tradeoff import look
@@ -31,7 +31,7 @@ def draw_ranking(
         summaries: of `summarize_levels`.
         results: the cells that they are of, with their episodes.
         costs: cells of a sweep over lambda; may be none.
-        title: one line above the panels.
+        title: above the panels.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -54,7 +54,7 @@ def draw_ranking(
             for model, axes in zip(models, line, strict=True):
                 draw(axes, model)
         for model, axes in zip(models, panels[0], strict=True):
-            axes.set_title(model)
+            axes.set_title(plain(model))
 
     size = (max(4.8 * len(models), 6.4), 3.4 * len(rows) + 0.5)
     return draw_png("picture", title, size, draw_all)
@@ -76,7 +76,7 @@ def _draw_levels(
             [level["recall@20"] for level in levels],
             yerr=[level["recall@20_sd"] or 0 for level in levels],
             color=color, marker=marker, ms=7, mec="white", lw=1.2, elinewidth=1.0, capsize=3,
-            label=method_name(method),
+            label=plain(method_name(method)),
         )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.get_major_locator().set_params(subs=(1, 2, 5))
@@ -100,8 +100,8 @@ def _draw_reward(axes: Any, searched: Sequence[Result], methods: Sequence[str], 
         color, marker = look(methods, method)
         if rewards:
             axes.plot(range(1, len(rewards) + 1), rewards, color=color, marker=marker, ms=5,
-                      mec="white", label=method_name(method))  # fmt: skip
-    axes.xaxis.get_major_locator().set_params(integer=True)
+                      mec="white", label=plain(method_name(method)))  # fmt: skip
+    whole_ticks(axes.xaxis)
     axes.set_xlabel("episode")
     axes.set_ylabel("mean reward")
 
@@ -113,9 +113,9 @@ def _draw_dims(axes: Any, searched: Sequence[Result], methods: Sequence[str], mo
             dims = _by_episode(mine, f"mean_dim_{side}")
             if dims:
                 axes.plot(range(1, len(dims) + 1), dims, style, color=look(methods, method)[0],
-                          label=f"{method_name(method)}, {side}s")  # fmt: skip
+                          label=plain(f"{method_name(method)}, {side}s"))  # fmt: skip
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    whole_ticks(axes.xaxis)
     axes.set_xlabel("episode")
     axes.set_ylabel("mean dim")
     if axes.get_legend_handles_labels()[0]:

@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from varemb.report.figure import COLORS, INK, MUTED, byte_unit, draw_png
+from varemb.report.figure import (
+    COLORS,
+    INK,
+    MUTED,
+    byte_unit,
+    draw_png,
+    plain,
+    show_title,
+    whole_ticks,
+)
 from varemb.report.frequency_panels import draw_histogram, draw_quality, draw_widths
 from varemb.report.stream_table import QUALITY, REFERENCE
 from varemb.report.table import format_bytes, method_name
@@ -31,7 +40,7 @@ def draw_streams(runs: Sequence[Run], title: str) -> bytes:
 
     Args:
         runs: at least one, on one stream.
-        title: one line above the panels.
+        title: above the panels.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -48,7 +57,7 @@ def draw_streams(runs: Sequence[Run], title: str) -> bytes:
         from matplotlib.lines import Line2D
 
         handles = [
-            Line2D([], [], color=color, lw=3, label=method_name(method))
+            Line2D([], [], color=color, lw=3, label=plain(method_name(method)))
             for method, color in styles.items()
         ]
         parts: list[Any] = [figure]
@@ -150,7 +159,7 @@ def _label_time(axes: Any, runs: Sequence[Run]) -> None:
     is_segments = any("segment" in record for run in runs for record in run.history)
     axes.set_xlabel("segment" if is_segments else "events")
     if is_segments:
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        whole_ticks(axes.xaxis)
     else:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_formatter(lambda value, _: short_count(value))
@@ -208,8 +217,8 @@ def _draw_changes(axes: Any, styles: Styles, runs: Sequence[Run]) -> None:
             for x, y in mine[:1]:
                 axes.plot(x, np.multiply(y, 100), color=color, ls=line, lw=1.8, marker="o", ms=4)
         axes.plot([], [], color=INK, ls=line, label=name)
-    axes.legend(frameon=False, loc="upper left", ncols=2)
-    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
+    axes.set_ylim(0, min(1.3 * axes.get_ylim()[1], 100))  # room for the legend, up to all rows
+    axes.legend(loc="best", ncols=2, framealpha=0.9, edgecolor="none")
     axes.set_ylabel("rows (%)")
     axes.set_title("Rows that grew and shrank")
     _label_time(axes, runs)
@@ -219,11 +228,9 @@ def _draw_cases(figure: Any, run: Run) -> None:
     """A panel per chosen row: its interactions as bars, its width as a line."""
     records = run.metrics["tables"]["case_study"]
     chosen = list(dict.fromkeys((each["side"], each["id"]) for each in records))[:_CASES]
-    figure.suptitle(
-        f"Chosen rows over the segments, {method_name(run.metrics['method'])}: "
-        "interactions (bars) and width (line)",
-        x=0.01, ha="left", fontsize=12, fontweight="bold",
-    )  # fmt: skip
+    name = method_name(run.metrics["method"])
+    text = f"Chosen rows over the segments, {name}: interactions (bars) and width (line)"
+    show_title(figure, text, 12)
     columns = 4
     panels = list(figure.subplots(-(-len(chosen) // columns), columns, squeeze=False).flat)
     widest, last = (max(each[name] for each in records) for name in ("dim", "segment"))
@@ -232,10 +239,10 @@ def _draw_cases(figure: Any, run: Run) -> None:
         segments = [each["segment"] for each in mine]
         axes.bar(segments, [each["interactions"] for each in mine], color="#cccccc", width=0.8)
         axes.set_xlim(-0.6, last + 0.6)
-        axes.set_title(f"{side} {row}", fontsize=10)
+        axes.set_title(plain(f"{side} {row}"), fontsize=10)
         axes.grid(visible=False)
         axes.tick_params(labelsize=8, colors=MUTED)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        whole_ticks(axes.xaxis)
         other = axes.twinx()
         other.plot(segments, [each["dim"] for each in mine], color=COLORS[0], marker="o", ms=3)
         other.set_ylim(0, 1.1 * widest)

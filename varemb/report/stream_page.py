@@ -10,6 +10,8 @@ from varemb.report.html import (
     dims_text,
     make_page,
     name_methods,
+    name_seeds,
+    run_name,
     show_cards,
     show_memory,
     show_picture,
@@ -35,8 +37,7 @@ from varemb.runs import Run
 def stream_title(runs: Sequence[Run]) -> str:
     """One line that says what the runs are."""
     first = runs[0].metrics
-    seeds = ", ".join(map(str, dict.fromkeys(run.metrics["seed"] for run in runs)))
-    return f"{name_methods(runs)} on {first['data']}, order {first['order']}, seed {seeds}"
+    return f"{name_methods(runs)} on {first['data']}, order {first['order']}, {name_seeds(runs)}"
 
 
 def make_stream_page(runs: Sequence[Run], title: str, picture: bytes) -> str:
@@ -139,20 +140,18 @@ def _over_time(runs: Sequence[Run]) -> list[str]:
             ]
             for record in records
         ]
-        name = f"{method_name(run.metrics['method'])}, seed {run.metrics['seed']}"
-        sections += [f"<h2>Segments: {escape(name)}</h2>", show_table(head, rows)]
+        sections += [f"<h2>Segments: {escape(run_name(run))}</h2>", show_table(head, rows)]
     return sections
 
 
 def _dims_table(runs: Sequence[Run]) -> str:
     rows = []
     for run in runs:
-        name = f"{method_name(run.metrics['method'])}, seed {run.metrics['seed']}"
         for table, dims in run.plan.tables.items():
             count, numbers = len(dims), int(dims.sum(dtype="int64"))
             saved = 1 - numbers / max(count * run.plan.widths[table], 1)
             cells = [table, f"{count:,}", dims_text(dims), f"{numbers:,}", f"{saved:.1%}"]
-            rows.append([name, *cells])
+            rows.append([run_name(run), *cells])
     return show_table(["method", "table", "rows", "dim", "numbers", "saved"], rows)
 
 

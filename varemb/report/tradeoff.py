@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from varemb.report.figure import COLORS, INK, MARKERS, byte_unit, draw_png
+from varemb.report.figure import COLORS, INK, MARKERS, byte_unit, draw_png, plain
 from varemb.report.table import method_name
 
 _LOG_FROM = 8.0  # largest size over smallest above which the axis is logarithmic
@@ -16,7 +16,7 @@ def draw_tradeoff(summaries: Sequence[dict[str, Any]], title: str) -> bytes:
 
     Args:
         summaries: of `summarize`, at least one.
-        title: one line above the panels.
+        title: above the panels.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -35,14 +35,15 @@ def draw_tradeoff(summaries: Sequence[dict[str, Any]], title: str) -> bytes:
         panels = list(figure.subplots(lines, columns, squeeze=False).flat)
         for model, axes in zip(models, panels, strict=False):
             _draw_panel(axes, [s for s in summaries if s["model"] == model], methods)
-            axes.set_title(model)
+            axes.set_title(plain(model))
         for axes in panels[len(models) :]:
             axes.set_axis_off()
         looks = {method: look(methods, method) for method in methods}
         handles = [
-            Line2D([], [], color=color, marker=marker, ls="", ms=8, label=method_name(method))
+            Line2D([], [], color=color, marker=marker, ls="", ms=8,
+                   label=plain(method_name(method)))
             for method, (color, marker) in looks.items()
-        ]
+        ]  # fmt: skip
         if "fde" in methods:
             line = Line2D([], [], color=INK, lw=0.8, ls=":", label="full width's AUC")
             handles.append(line)
