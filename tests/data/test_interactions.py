@@ -126,6 +126,7 @@ IDS = np.array([100, 200]), np.array([5, 6, 7])
 
 @pytest.mark.parametrize(("parts", "message"), [
     ((pairs((0, 0)), pairs((1, 1)), pairs((0, 2))), "user 200 has pairs in valid or test but none"),
+    ((pairs((0, 0)), pairs((0, 1)), pairs((1, 2))), "user 200 has pairs in valid or test but none"),
     ((pairs((0, 0), (1, 1)), pairs((0, 0)), pairs((0, 2))), "user 100 and item 5 stand twice"),
     ((pairs((0, 0), (1, 3)), pairs((0, 1)), pairs((0, 2))), r"items of train must be in \[0, 3\)"),
     ((pairs((0, 0)), Pairs(np.empty(0, int), np.empty(0, int)), pairs((0, 2))), "valid needs"),

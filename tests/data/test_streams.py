@@ -46,6 +46,12 @@ def test_orders_of_a_file(tmp_path):
         load_stream_file(path, COLUMNS, "up")
 
 
+def test_many_events_of_one_time_stay_in_the_order_of_the_file(tmp_path):
+    rows = [(1, place, 5, place % 2) for place in range(3000)]
+    stream = load_stream_file(write_parquet(tmp_path / "e.parquet", rows), COLUMNS)
+    assert stream.items.tolist() == [*range(0, 3000, 2), *range(1, 3000, 2)]
+
+
 def test_text_and_parquet_give_the_same(tmp_path):
     want = load_stream_file(write_parquet(tmp_path / "e.parquet"), COLUMNS)
     quoted = [(a, b, c, f'"{d}"', '"a, b"') for a, b, c, d in EVENTS]

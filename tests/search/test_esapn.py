@@ -9,6 +9,7 @@ import torch
 from tests.search.test_esapn_stream import SMALL, make_stream
 from varemb import SizePlan
 from varemb.search import ESAPN, ESAPNConfig
+from varemb.search.esapn import Decision
 
 SIZES = (2, 4, 8)
 
@@ -99,6 +100,62 @@ def test_a_prediction_does_not_see_its_label():
             method.partial_fit(events)
         accuracies.append(method.partial_fit(last)["accuracy"])
     assert accuracies[0] == pytest.approx(1 - accuracies[1])
+
+
+def with_two_rows(monkeypatch, **settings):
+    """A learner with two rows a side that have had losses, and the rewards that it then learns."""
+    learner, learnt = make(past_losses=3, **settings).learner, []
+    for side in learner.sides:
+        side.leave(side.enter(np.array([7, 9, 7, 7]), learner.generator))
+        side.column("losses")[:2] = [[0.5, 0.7, 0.0], [0.1, 0.2, 0.6]]
+        side.column("pushes")[:2] = [2, 7]  # means of 0.6 and 0.3
+    monkeypatch.setattr(learner, "_ascend", lambda decisions, rewards: learnt.append(rewards))
+    return learner, learnt
+
+
+def test_the_reward_is_what_a_row_lost_of_late_less_what_it_loses_now(monkeypatch):
+    learner, learnt = with_two_rows(monkeypatch)
+    monkeypatch.setattr(learner, "_predict", lambda *_, track: torch.zeros(2, 1))  # losses of 0.25
+    learner._improve_policies(torch.tensor([[0, 1], [1, 0]]), torch.tensor([0.0, 1.0]))
+    users, items = learnt[0]
+    torch.testing.assert_close(users, torch.tensor([0.35, 0.05]))
+    torch.testing.assert_close(items, torch.tensor([0.05, 0.35]))
+
+
+def test_the_delayed_reward_is_that_of_the_last_decision_less_the_mean(monkeypatch):
+    learner, learnt = with_two_rows(monkeypatch, reward="delayed")
+    seen = tuple(side.enter(np.array([7, 9, 7]), learner.generator) for side in learner.sides)
+    for side in learner.sides:
+        side.column("decided")[:2] = [[3, 0, 1], [1, 1, 0]]
+    decided = (np.array([0]), Decision(torch.empty(0), torch.tensor([1]), torch.tensor([1])))
+    learner._reward_decisions(seen, [decided] * 2, torch.tensor([0.9, 0.1, 0.2]))
+    for side, rewards in zip(learner.sides, learnt[0], strict=True):
+        # 0.6 - 0.2 of the row's last event, and 0.3 - 0.1
+        torch.testing.assert_close(rewards, torch.tensor([0.1, -0.1]))
+        assert side.column("decided")[:2].tolist() == [[5, 1, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("reward", ["immediate", "delayed"])
+def test_a_decision_counts_the_events_of_its_own_batch(monkeypatch, reward):
+    learner, _ = with_two_rows(monkeypatch, reward=reward)
+    seen, asked = learner.sides[0].enter(np.array([7, 9, 11, 7]), learner.generator), []
+
+    def logits(number, frequency, sizes):
+        asked.append(frequency.tolist())
+        return torch.zeros(len(sizes), 2)
+
+    monkeypatch.setattr(learner, "_logits", logits)
+    learner._decide(0, seen)
+    assert asked == [[5, 2, 1]]
+
+
+def test_ascent_makes_what_was_rewarded_likelier_after_the_price_of_growing():
+    learner = make(price=0.8, sizes=(2, 3, 8)).learner  # growing costs 0.1 from 2, 0.5 from 3
+    logits = torch.zeros(3, 2, requires_grad=True)
+    decision = Decision(logits, torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0]))
+    learner._ascend([decision], [torch.ones(3)])
+    slopes = torch.tensor([[0.45, -0.45], [0.25, -0.25], [-0.5, 0.5]])
+    torch.testing.assert_close(logits.grad, slopes)
 
 
 def test_shared_normalisation_makes_actions_invisible_to_the_reward():

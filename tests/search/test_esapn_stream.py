@@ -1,5 +1,6 @@
 """What all methods on streams share: batches, resume, bad events, results."""
 
+import copy
 import dataclasses
 import os
 import signal
@@ -367,6 +368,17 @@ def test_history_is_a_uniform_sample_of_the_past():
     counts = torch.bincount(torch.cat(kept), minlength=400).view(8, 50).sum(1)
     # 200 * 50 draws over 8 equal parts of the past: 1250 each, with a deviation of about 31.
     assert counts.sub(1250).abs().max() < 130
+
+
+def test_history_goes_on_as_it_stood():
+    past, other = (History("uniform", 5, torch.Generator().manual_seed(0)) for _ in range(2))
+    number = torch.arange(40).expand(2, 40)
+    past.add(number, number[0].float())
+    other.load_state(copy.deepcopy(past.state()))
+    other.generator.set_state(past.generator.get_state())
+    for each in (past, other):
+        each.add(number + 40, number[0].float() + 40)
+    assert torch.equal(past.rows, other.rows) and torch.equal(past.labels, other.labels)
 
 
 def test_rows_that_appear_do_not_depend_on_a_failed_growth():

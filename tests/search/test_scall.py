@@ -117,7 +117,10 @@ def test_the_result_says_what_was_measured(result):
     later = result.history[1:]
     for name in ("recall@20", "ndcg@20"):
         assert 0 < result.metrics[name] <= 1
-        assert np.isclose(result.metrics[name], np.mean([record[name] for record in later]))
+        values = [record[name] for record in later]
+        assert np.isclose(result.metrics[name], np.mean(values))
+        users = [record["test_users"] for record in later]
+        assert np.isclose(result.metrics[f"{name}_users"], np.average(values, weights=users))
     assert result.history[-1]["events"] == 600
     assert all(record["trials"] == 2 and len(record["action"]) == 3 for record in later)
     assert result.history[0]["action"] is None
