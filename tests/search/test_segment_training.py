@@ -93,6 +93,14 @@ def test_users_are_asked_for_items_that_are_new_to_them(candidates, ndcg):
     assert task.rank(lambda: (None, vectors), "valid") == (1.0, 1.0, 1)
 
 
+def test_items_of_the_validation_part_are_had_in_the_test_part():
+    """They are above all others, and not in the way."""
+    frame = dataclasses.replace(FRAME, valid=part((0, 1)), test=part((0, 2), (1, 1)))
+    task = SegmentTask(frame, NODES, 10, TrainingConfig())
+    vectors = torch.tensor([[1.0], [1.0], [3.0], [4.0], [2.0]])
+    assert task.rank(lambda: (None, vectors), "test") == (1.0, 1.0, 1)
+
+
 @pytest.mark.parametrize(
     ("settings", "fitness", "rewards"),
     [

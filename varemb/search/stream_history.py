@@ -76,7 +76,7 @@ class History:
 
     def state(self) -> dict[str, Any]:
         """What `load_state` continues from."""
-        return {"events": self.events, "rows": self.rows, "labels": self.labels}
+        return {"events": self.events, "rows": self.rows.clone(), "labels": self.labels.clone()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continues from a saved state."""
