@@ -1,9 +1,11 @@
 """Encoded folders: whole or not there, mapped and split on the disk, within little memory."""
 
+import errno
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -12,9 +14,11 @@ import pytest
 import torch
 
 from varemb.data import Vocabulary, criteo_vocabulary, encode_criteo, load_criteo, open_encoded
+from varemb.data import __main__ as command_module
 from varemb.data import base as base_module
 from varemb.data import mapped as mapped_module
 from varemb.data.__main__ import main
+from varemb.files import load_json, save_json
 from varemb.search import TrainConfig
 
 pytest.importorskip("pyarrow", reason="the files are read by pyarrow")
@@ -153,6 +157,68 @@ def test_damaged_notes_are_named(copied, old, new, message):
         open_encoded(copied)
 
 
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("checksums", {}, "checksums must be of ids.int32 and labels.float32, got {}"),
+        ("fields", 5, "fields must be a list of names, got 5"),
+        ("rows", "50000", "rows must be a whole number above 0, got 50000"),
+        ("data", None, "data must be a name, got None"),
+        ("cardinalities", 7, "cardinalities must be a list of whole numbers .*, got 7"),
+        ("cardinalities", [2.5] * 39, r"cardinalities must be a list .*, got \[2.5, "),
+        ("cardinalities", [10**12] * 39, r"cardinalities must be .* from 1 to 2147483648, .*got"),
+        ("cardinalities", [9] * 38, "must have a cardinality per field, 39, got 38"),
+        ("cardinalities", [1] * 39, r"ids of I1 must be in \[0, 1\), its cardinality, got"),
+    ],
+)
+def test_notes_of_other_types_are_named(copied, key, value, message):
+    path = copied / "rows.json"
+    save_json(path, load_json(path) | {key: value})
+    with pytest.raises(ValueError, match=rf"rows.json: {message}"):
+        open_encoded(copied)
+
+
+def test_cardinalities_are_those_of_the_vocabulary(copied):
+    path = copied / "rows.json"
+    save_json(path, load_json(path) | {"cardinalities": [10**9] * 39})
+    with pytest.raises(ValueError, match=r"rows.json: the cardinality of I1 must be \d+, .*got 10"):
+        load_criteo(copied)
+
+
+def refuse_to_build_in(folder, monkeypatch):
+    """Makes a folder one of a read-only mount; a test as root cannot do it by permissions."""
+
+    def build(place):
+        if folder in place.parents:
+            raise OSError(errno.EROFS, "Read-only file system", str(place))
+        return building(place)
+
+    monkeypatch.setattr(base_module, "building", build)
+
+
+def test_parts_of_a_read_only_folder_are_temporary(copied, tmp_path, monkeypatch):
+    expected = open_encoded(copied).split(3)
+    shutil.rmtree(copied / "parts-seed3-0.8-0.1-0.1")
+    refuse_to_build_in(copied, monkeypatch)
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with pytest.warns(UserWarning, match=rf"parts of {copied}, 0.0 GB, .*they go to {temporary}"):
+        parts = open_encoded(copied).split(3)
+    assert list(temporary.iterdir()) == []  # the maps hold what is left of the files
+    for part, same in zip(parts, expected, strict=True):
+        assert torch.equal(part.ids, same.ids) and torch.equal(part.labels, same.labels)
+        assert part.folder is None and part.cardinalities == same.cardinalities
+
+
+def test_parts_without_a_place_are_refused(copied, tmp_path, monkeypatch):
+    refuse_to_build_in(copied, monkeypatch)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(OSError, match=rf"Read-only file system: .*; {tmp_path} has 0.0 GB, TMPDIR"):
+        open_encoded(copied).split(3)
+
+
 def test_a_folder_without_rows_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no encoded rows, it has no rows.json"):
         open_encoded(tmp_path)
@@ -227,6 +293,15 @@ def test_the_command_encodes(source, encoded, tmp_path, capsys):
     capsys.readouterr()
     assert main(words) == 2
     assert capsys.readouterr().err.startswith("varemb: encode: ")
+
+
+def test_the_command_is_stopped_with_one_line(source, tmp_path, capsys, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command_module, "encode_log", stop)
+    assert main(["criteo", str(source), "--out", str(tmp_path / "a")]) == 130
+    assert capsys.readouterr().err == f"varemb: stopped; {tmp_path / 'a'} was not made\n"
 
 
 @on_linux

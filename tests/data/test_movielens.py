@@ -105,7 +105,15 @@ def test_missing_folder_and_files_are_named(tmp_path):
     "changed, message",
     [
         ({"ratings": [(1, 10, 5)]}, r"ratings.dat, line 1: must have the columns .*got 3 of 4"),
-        ({"ratings": [(1, 10, "x", 0)]}, r"ratings.dat, column rating: must be whole numbers"),
+        (
+            {"ratings": [(1, 10, "x", 0)]},
+            r"ratings.dat, line 1, column rating: must be a whole number",
+        ),
+        (
+            {"ratings": [(1, 10, 5, 0), (1, "9" * 20, 5, 0)]},
+            r"ratings.dat, line 2, column movie_id: must be a whole number .*, got '9999",
+        ),
+        ({"ratings": [("1_0", 10, 5, 0)]}, r"line 1, column user_id: must be .*, got '1_0'"),
         ({"ratings": [(1, 10, 6, 0)]}, r"column rating: must be 1 to 5"),
         ({"ratings": [(1, 77, 5, 0)]}, r"column movie_id: 77 is not in movies"),
         ({"users": [*USERS, USERS[0]]}, r"users, column user_id: an id stands there twice"),
@@ -123,7 +131,10 @@ def test_broken_dat_files_are_named(tmp_path, changed, message):
     [
         ({"users": {"zip": None}}, r"users.parquet lacks the column zip"),
         ({"users": {"age": [1, None, 25]}}, r"users.parquet, column age: has empty cells"),
-        ({"ratings": {"rating": [5, 3, 4, 1, 2.5]}}, r"column rating: must be whole numbers"),
+        (
+            {"ratings": {"rating": [5, 3, 4, 1, 2.5]}},
+            r"row 4, column rating: must be a whole .*2.5",
+        ),
     ],
 )
 def test_broken_parquet_columns_are_named(tmp_path, changed, message):

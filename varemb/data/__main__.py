@@ -19,7 +19,10 @@ FORMATS = {form.name: form for form in (CRITEO, AVAZU)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit status: 2 and one line for an error of the user."""
+    """Runs the command line; returns the exit status.
+
+    It is 2, and one line is printed, for an error of the user, and 130 after Ctrl-C.
+    """
     parser = argparse.ArgumentParser(prog="python -m varemb.data", description=__doc__)
     parser.add_argument("data", choices=sorted(FORMATS), help="the data set")
     parser.add_argument("source", type=Path, help="its file, or a folder with it")
@@ -34,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         data = encode_log(
             FORMATS[options.data], options.source, options.out, options.min_count, vocabulary
         )
+    except KeyboardInterrupt:
+        print(f"varemb: stopped; {options.out} was not made", file=sys.stderr)
+        return 130
     except (ValueError, OSError, ImportError) as error:
         print(f"varemb: {error}", file=sys.stderr)
         return 2

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import math
 import os
+import shutil
+import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +34,7 @@ class ClickData:
         field_names: one name per field. [F]
         cardinalities: rows of each field. [F]
         folder: the encoded folder that ids and labels are maps of, made by `open_encoded`; None
-            for rows in memory.
+            for rows in memory, and for maps of files that are gone with their last map.
 
     Raises:
         ValueError: shapes that do not fit, an id outside its field, a label that is not 0 or 1.
@@ -93,7 +97,9 @@ class ClickData:
 
         Parts of rows in memory are copies in memory, in random order. Parts of an encoded folder
         hold the same rows, in the folder's order, and are written into it once per seed, as much
-        again as its ids; they may be deleted.
+        again as its ids; they may be deleted. Where the folder cannot be written, a warning says
+        so, and the parts are maps of files in the system's temporary folder for as long as they
+        are used; a part of a part is then in memory.
 
         Args:
             seed: of the shuffle.
@@ -101,6 +107,7 @@ class ClickData:
 
         Raises:
             ValueError: the fractions do not add up to 1, or a part would be empty.
+            OSError: no place to write the parts of a folder to.
 
         Example:
             >>> ids, labels = torch.arange(10).view(10, 1), torch.zeros(10)
@@ -128,7 +135,12 @@ class ClickData:
             )
         place = self.folder / "-".join([f"parts-seed{seed}", *map("{:g}".format, fractions)])
         if not place.exists():
-            _write_parts(self.folder, place, parts)
+            try:
+                _write_parts(self.folder, place, parts)
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise
+                return _temporary_parts(self.folder, parts, str(error))
         return tuple(open_encoded(place / str(i)) for i in range(len(parts)))
 
 
@@ -164,6 +176,27 @@ def _write_parts(folder: Path, place: Path, parts: Sequence[Tensor]) -> None:
             first += len(labels)
         for writer in writers:
             writer.finish()
+
+
+def _temporary_parts(folder: Path, parts: Sequence[Tensor], reason: str) -> tuple[ClickData, ...]:
+    """Parts as maps of files without a name, which the system removes with their last map."""
+    temporary = Path(tempfile.gettempdir())
+    notes = load_notes(folder)
+    needed, free = 4 * notes["rows"] * (len(notes["fields"]) + 1), shutil.disk_usage(temporary).free
+    text = (
+        f"split: the parts of {folder}, {needed / 1e9:.1f} GB, must be written, but not beside it: "
+        f"{reason}"
+    )
+    if needed > free:
+        raise OSError(
+            f"{text}; {temporary} has {free / 1e9:.1f} GB, TMPDIR can name another folder"
+        )
+    warnings.warn(f"{text}; they go to {temporary} for this process", stacklevel=3)
+    with tempfile.TemporaryDirectory(prefix="varemb-", dir=temporary) as place:
+        _write_parts(folder, Path(place) / "parts", parts)
+        opened = [open_rows(Path(place) / "parts" / str(i)) for i in range(len(parts))]
+        names, sizes = tuple(notes["fields"]), tuple(notes["cardinalities"])
+        return tuple(ClickData(ids, labels, names, sizes) for ids, labels, _ in opened)
 
 
 def from_columns(columns: dict[str, npt.NDArray[np.generic]], labels: Tensor) -> ClickData:

@@ -1,15 +1,17 @@
 """Columns of text files and Parquet read in batches, each cell checked, for files of any size.
 
 Never more than a few batches are in memory. Text is parsed by several threads, which cannot tell
-the line of a fault; after a fault the lines that were not delivered yet are read again, one by one.
+the line of a fault; after a fault the rows that were not delivered yet are read again, one by one.
 """
 
 from __future__ import annotations
 
 import csv
+import io
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +20,15 @@ import numpy.typing as npt
 
 from varemb.data.keys import CellError
 from varemb.data.mapped import NOTES
+from varemb.data.text import open_text
 
 if TYPE_CHECKING:
     import pyarrow
 
 BLOCK_BYTES = 1 << 22  # text of a batch; up to some 40 of them are read ahead
 BATCH_ROWS = 1 << 16  # rows of a batch of Parquet
+
+_SHOWN = 400  # letters of a list of names in a message
 
 NUMBERS = r"u?int|bool|float|double|halffloat"  # Arrow's types of numbers, as they are written
 
@@ -119,7 +124,8 @@ def read_columns(
 
     Args:
         layout: of the file.
-        path: a text file, or a Parquet file, which ends in .parquet.
+        path: a text file, packed as `open_text` says or not, or a Parquet file, which ends in
+            .parquet.
         block_bytes: text of a batch.
 
     Raises:
@@ -134,19 +140,18 @@ def read_columns(
             f"{layout.name}: reading the files needs pyarrow: pip install 'varemb[data]'"
         ) from None
     is_text = path.suffix != ".parquet"
-    first, unit = (1 + layout.header, "line") if is_text else (0, "row")
     rows = 0
     try:
         parts = _read_text(layout, path, block_bytes) if is_text else _read_parquet(layout, path)
         for part in parts:
             if part.num_rows:
-                yield _convert(layout, part, f"{layout.name}: {path}, {unit} ", first + rows)
+                yield _convert(layout, path, part, rows)
                 rows += part.num_rows
     except (ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the system, and names the file; damaged content has no number
         if is_text:
-            _raise_fault(layout, path, first + rows)
+            _raise_fault(layout, path, layout.header + rows)
         text = " ".join(str(error).split())
         raise ValueError(f"{layout.name}: {path} cannot be read: {text}") from None
     if not rows:
@@ -154,15 +159,25 @@ def read_columns(
 
 
 def _convert(
-    layout: Layout, part: pyarrow.RecordBatch, place: str, first: int
+    layout: Layout, path: Path, part: pyarrow.RecordBatch, first: int
 ) -> dict[str, npt.NDArray[Any]]:
     values: dict[str, npt.NDArray[Any]] = {}
     for name, kind in layout.kinds.items():
         try:
             values[name] = kind.convert(part[name])
         except CellError as error:
-            raise ValueError(f"{place}{first + error.index}, column {name}: {error.text}") from None
+            place = _place(layout, path, first + error.index)
+            raise ValueError(
+                f"{layout.name}: {path}, {place}, column {name}: {error.text}"
+            ) from None
     return values
+
+
+def _place(layout: Layout, path: Path, row: int) -> str:
+    if path.suffix == ".parquet":
+        return f"row {row}"
+    row += layout.header
+    return f"line {next((line for line, _ in _read_rows(layout, path, row)), row + 1)}"
 
 
 def column_names(layout: Layout, path: Path) -> list[str]:
@@ -190,7 +205,7 @@ def _read_parquet(layout: Layout, path: Path) -> Iterator[pyarrow.RecordBatch]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(path) as file:
-        _check_columns(layout, path, file.schema_arrow.names)
+        check_columns(layout.name, path, layout.kinds, file.schema_arrow.names)
         for column, wanted in layout.kinds.items():
             kind = file.schema_arrow.field(column).type
             if not re.match(wanted.stored, str(kind)):
@@ -201,21 +216,26 @@ def _read_parquet(layout: Layout, path: Path) -> Iterator[pyarrow.RecordBatch]:
         yield from file.iter_batches(BATCH_ROWS, columns=list(layout.kinds), use_threads=True)
 
 
-def _check_columns(layout: Layout, path: Path, present: list[str]) -> None:
-    for column in layout.kinds:
-        if column not in present:
-            raise ValueError(f"{layout.name}: {path} lacks the column {column}, it has {present}")
+def check_columns(name: str, path: Path, wanted: Iterable[str], present: list[str]) -> None:
+    """Raises ValueError unless each wanted column is there once; the message names the first."""
+    for column in wanted:
+        count = present.count(column)
+        if count != 1:
+            fault = f"has {count} columns named" if count else "lacks the column"
+            shown = str(present)
+            if len(shown) > _SHOWN:  # of a file that is none of columns, it may be all there is
+                shown = f"{shown[:_SHOWN]}..."
+            raise ValueError(f"{name}: {path} {fault} {column}, it has {shown}")
 
 
 def _read_text(layout: Layout, path: Path, block_bytes: int) -> Iterator[pyarrow.RecordBatch]:
     import pyarrow
     from pyarrow import csv
 
-    names = _text_names(layout, path)
-    if names != [""]:
-        _check_columns(layout, path, names)
-    if not _has_rows(layout, path):
+    if _is_empty(layout, path):  # Arrow takes a header alone, but not nothing
         return
+    names = _text_names(layout, path)
+    check_columns(layout.name, path, layout.kinds, names)
     if len(layout.delimiter) == 2:  # Arrow knows delimiters of one letter: a cell between each two
         names = [part for i, name in enumerate(names) for part in (name, f"\0{i}")][:-1]
     types = {name: getattr(pyarrow, kind.text)() for name, kind in layout.kinds.items()}
@@ -223,12 +243,13 @@ def _read_text(layout: Layout, path: Path, block_bytes: int) -> Iterator[pyarrow
         path,
         csv.ReadOptions(
             column_names=names,
-            skip_rows=int(layout.header),
+            skip_rows_after_names=int(layout.header),  # a row may have several lines
             block_size=block_bytes,
         ),
         csv.ParseOptions(
             delimiter=layout.delimiter[0],
             quote_char='"' if layout.is_quoted else False,
+            newlines_in_values=layout.is_quoted,
             ignore_empty_lines=False,
         ),
         csv.ConvertOptions(
@@ -244,41 +265,61 @@ def _read_text(layout: Layout, path: Path, block_bytes: int) -> Iterator[pyarrow
 def _text_names(layout: Layout, path: Path) -> list[str]:
     if not layout.header:
         return list(layout.kinds)
-    with open(path, "rb") as file:
-        line = file.readline().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
-    return [cell.decode("utf-8", "replace") for cell in _split(layout, line)]
+    _, cells = next(_read_rows(layout, path), (1, [b""]))
+    return [cell.decode("utf-8", "replace") for cell in cells]
 
 
-def _has_rows(layout: Layout, path: Path) -> bool:
-    with open(path, "rb") as file:
-        if layout.header:
-            file.readline()
-        return bool(file.read(1))
+def _is_empty(layout: Layout, path: Path) -> bool:
+    with open_text(path, layout.name) as file:
+        return not file.read(1)
 
 
 def _raise_fault(layout: Layout, path: Path, first: int) -> None:
-    """Raises for the first line from number `first` on that cannot be read, if there is one."""
+    """Raises for the first row from number `first` on that cannot be read, if there is one."""
     names = _text_names(layout, path)
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if number < first:
-                continue
-            fault = _find_fault(layout, names, line.rstrip(b"\r\n"))
-            if fault:
-                raise ValueError(f"{layout.name}: {path}, line {number}{fault}") from None
+    for line, cells in _read_rows(layout, path, first):
+        fault = _find_fault(layout, names, cells)
+        if fault:
+            raise ValueError(f"{layout.name}: {path}, line {line}{fault}") from None
 
 
-def _split(layout: Layout, line: bytes) -> list[bytes]:
-    if layout.is_quoted and b'"' in line:
-        text = line.decode("utf-8", "surrogateescape")
-        (cells,) = csv.reader([text], delimiter=layout.delimiter)
-        return [cell.encode("utf-8", "surrogateescape") for cell in cells]
-    return line.split(layout.delimiter.encode())
+def _read_rows(layout: Layout, path: Path, first: int = 0) -> Iterator[tuple[int, list[bytes]]]:
+    """Rows from number `first` on, the header's being 0, each with the line that it begins on.
+
+    Lines count from 1. A row has several of them where a quoted cell has.
+    """
+    with (
+        open_text(path, layout.name) as file,
+        io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="") as lines,
+    ):
+        rows: Iterator[tuple[int, list[str]]]
+        if layout.is_quoted:
+            rows = itertools.islice(_quoted_rows(layout, path, lines), first, None)
+        else:
+            later = enumerate(itertools.islice(lines, first, None), first + 1)
+            rows = ((number, line.rstrip("\r\n").split(layout.delimiter)) for number, line in later)
+        for number, cells in rows:
+            yield number, [cell.encode("utf-8", "surrogateescape") for cell in cells]
 
 
-def _find_fault(layout: Layout, names: list[str], line: bytes) -> str:
-    cells = _split(layout, line)
+def _quoted_rows(
+    layout: Layout, path: Path, lines: Iterable[str]
+) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader(lines, delimiter=layout.delimiter)
+    number = 1
+    try:
+        for cells in reader:
+            yield number, cells or [""]
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(
+            f"{layout.name}: {path}, line {number} is no text of columns: {error}"
+        ) from None
+
+
+def _find_fault(layout: Layout, names: list[str], cells: list[bytes]) -> str:
     if len(cells) != len(names):
+        line = layout.delimiter.encode().join(cells)
         return f": must have {len(names)} columns, got {len(cells)}: {_show(line)}"
     for name, cell in zip(names, cells, strict=True):
         kind = layout.kinds.get(name)

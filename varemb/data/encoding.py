@@ -196,8 +196,18 @@ def _open(
     notes = load_notes(folder)
     if notes["data"] != form.name or tuple(notes["fields"]) != form.fields:
         raise ValueError(f"{form.name}: {folder / NOTES} is of other data, {notes['data']}")
-    if min_count is not None or vocabulary is not None:
+    is_asked = min_count is not None or vocabulary is not None
+    if is_asked or (folder / VOCABULARY).exists():  # parts of a folder have none
         stored = Vocabulary.load(folder / VOCABULARY)
+        stored.check(form.name, form.fields)
+        pairs = zip(form.fields, notes["cardinalities"], stored.cardinalities, strict=True)
+        for name, found, expected in pairs:
+            if found != expected:
+                raise ValueError(
+                    f"{form.name}: {folder / NOTES}: the cardinality of {name} must be {expected}, "
+                    f"as in {VOCABULARY}, got {found}"
+                )
+    if is_asked:
         is_same = stored.is_same(vocabulary) if vocabulary else True
         if min_count is not None and stored.min_counts != _min_counts(form, min_count):
             is_same = False

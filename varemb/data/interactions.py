@@ -21,6 +21,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ import torch
 
 from varemb.data.columns import find_file
 from varemb.data.streams import STREAMS, EventColumns, load_stream, load_stream_file
+from varemb.data.text import open_text
 from varemb.files import load_described, save_tensors
 
 Ints = npt.NDArray[np.int64]
@@ -304,7 +306,7 @@ def read_edge_lists(
     Args:
         folder: holds the files; a line without items is a user without purchases, left out.
         name: of the data; by default the folder's.
-        files: those to read; their pairs are put together.
+        files: those to read, packed as their names say or not; their pairs are put together.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -325,11 +327,13 @@ def read_edge_lists(
         path = place / file
         if not path.is_file():
             raise FileNotFoundError(f"read_edge_lists: {path} is missing")
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        with open_text(path, "read_edge_lists") as opened:
+            lines = opened.read().splitlines()
+        for number, line in enumerate(lines, 1):
             try:
+                if not re.fullmatch(rb"[\d\s]*", line):  # int() takes +6 and 1_000 too
+                    raise ValueError("no digits")
                 row = np.array(line.split(), np.int64)
-                if len(row) and row.min() < 0:
-                    raise ValueError("negative")
             except (ValueError, OverflowError):
                 text = line[:60].decode("utf-8", "backslashreplace")
                 raise ValueError(

@@ -13,12 +13,11 @@ A build that was killed is not taken for data; the next build of the same folder
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,41 @@ import torch
 from torch import Tensor
 
 from varemb.files import load_json, save_json
+from varemb.files.locks import lock_folder
 
 NOTES = "rows.json"
 _IDS, _LABELS = "ids.int32", "labels.float32"
+_TAKEN = "encode: another process is writing {}"
 _FORMAT, _VERSION = "varemb.rows", 1
+_MOST_IDS = 2**31
 _CHUNK_ROWS = 1 << 16  # rows in memory at a time; 10 MB with the 39 fields of Criteo
 
 Ids = npt.NDArray[np.int32]
 Labels = npt.NDArray[np.float32]
+
+
+def _is_count(value: Any, most: float = float("inf")) -> bool:
+    return type(value) is int and 1 <= value <= most  # True is an int too
+
+
+def _are(value: Any, is_right: Callable[[Any], bool]) -> bool:
+    return isinstance(value, list) and value != [] and all(map(is_right, value))
+
+
+# What rows.json must say.
+_KEYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "data": ("a name", lambda value: isinstance(value, str)),
+    "rows": ("a whole number above 0", _is_count),
+    "fields": ("a list of names", lambda value: _are(value, lambda name: isinstance(name, str))),
+    "cardinalities": (
+        f"a list of whole numbers from 1 to {_MOST_IDS}, which int32 can number",
+        lambda value: _are(value, lambda size: _is_count(size, _MOST_IDS)),
+    ),
+    "checksums": (
+        f"of {_IDS} and {_LABELS}",
+        lambda value: isinstance(value, dict) and {_IDS, _LABELS} <= set(value),
+    ),
+}
 
 
 @contextlib.contextmanager
@@ -52,9 +78,11 @@ def building(folder: Path) -> Iterator[Path]:
     if not folder.parent.is_dir():
         raise FileNotFoundError(f"encode: there is no folder {folder.parent}")
     partial.mkdir(exist_ok=True)
-    descriptor = os.open(partial, os.O_RDONLY)
+    descriptor = lock_folder(partial)
+    if descriptor is None:
+        raise FileExistsError(_TAKEN.format(folder))
     try:
-        _claim(partial, descriptor, folder)
+        _claim(partial, folder)
         try:
             yield partial
             os.fsync(descriptor)
@@ -66,16 +94,10 @@ def building(folder: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def _claim(partial: Path, descriptor: int, folder: Path) -> None:
-    """Locks the half-built folder, and empties it of what a killed build left."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, even killed
-        is_same = os.stat(partial).st_ino == os.fstat(descriptor).st_ino
-        is_ours = is_same and not folder.exists()  # else it was finished before we had the lock
-    except (BlockingIOError, FileNotFoundError):
-        is_ours = False
-    if not is_ours:
-        raise FileExistsError(f"encode: another process is writing {folder}")
+def _claim(partial: Path, folder: Path) -> None:
+    """Empties the half-built folder, which is locked, of what a killed build left."""
+    if folder.exists():  # it was finished before we had the lock
+        raise FileExistsError(_TAKEN.format(folder))
     for path in partial.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -128,7 +150,8 @@ def open_rows(folder: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """The rows of a folder: ids [R, F] int32, labels [R] float32, and its notes.
 
     The tensors are maps of the files: they take memory only while the system has it to spare, and
-    must not be written to. The whole folder is read once to compare its checksums.
+    must not be written to. The whole folder is read once to compare checksums and
+    cardinalities.
 
     Raises:
         FileNotFoundError: the folder holds no rows.
@@ -136,13 +159,24 @@ def open_rows(folder: Path) -> tuple[Tensor, Tensor, dict[str, Any]]:
     """
     notes = load_notes(folder)
     rows, fields = notes["rows"], len(notes["fields"])
-    checksums = dict.fromkeys(notes["checksums"], 0)
+    checksums = dict.fromkeys((_IDS, _LABELS), 0)
+    lowest, highest = np.zeros((2, fields), np.int32)
     for ids, labels in read_rows(folder, notes):
+        np.minimum(lowest, ids.min(0), out=lowest)
+        np.maximum(highest, ids.max(0), out=highest)
         checksums[_IDS] = zlib.crc32(ids.data.cast("B"), checksums[_IDS])
         checksums[_LABELS] = zlib.crc32(labels.data.cast("B"), checksums[_LABELS])
     for name, found in checksums.items():
         if f"{found:08x}" != notes["checksums"][name]:
             raise ValueError(f"load: {folder / name} is corrupt: its checksum does not match")
+    for field, size, low, high in zip(
+        notes["fields"], notes["cardinalities"], lowest, highest, strict=True
+    ):
+        if low < 0 or high >= size:
+            raise ValueError(
+                f"load: {folder / NOTES}: ids of {field} must be in [0, {size}), its cardinality, "
+                f"got {low if low < 0 else high}"
+            )
     return (
         _map(folder / _IDS, np.dtype("<i4"), (rows, fields)),
         _map(folder / _LABELS, np.dtype("<f4"), (rows,)),
@@ -178,9 +212,15 @@ def load_notes(folder: Path) -> dict[str, Any]:
     if notes.get("version") != _VERSION:
         got = notes.get("version")
         raise ValueError(f"load: {path} must have {_FORMAT} version {_VERSION}, got {got}")
-    if missing := {"data", "rows", "fields", "cardinalities", "checksums"} - set(notes):
-        raise ValueError(f"load: {path} lacks {min(missing)}")
-    for name, width in ((_IDS, len(notes["fields"])), (_LABELS, 1)):
+    for key, (must_be, is_right) in _KEYS.items():
+        if key not in notes:
+            raise ValueError(f"load: {path} lacks {key}")
+        if not is_right(notes[key]):
+            raise ValueError(f"load: {path}: {key} must be {must_be}, got {str(notes[key])[:400]}")
+    fields, sizes = len(notes["fields"]), len(notes["cardinalities"])
+    if fields != sizes:
+        raise ValueError(f"load: {path}: must have a cardinality per field, {fields}, got {sizes}")
+    for name, width in ((_IDS, fields), (_LABELS, 1)):
         size, expected = (folder / name).stat().st_size, 4 * width * notes["rows"]
         if size != expected:
             raise ValueError(f"load: {folder / name} must have {expected} bytes, got {size}")

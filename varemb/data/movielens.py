@@ -8,6 +8,7 @@ Parquet files with the same columns; both give the same data.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 from collections.abc import Callable
@@ -19,6 +20,8 @@ import numpy.typing as npt
 import torch
 
 from varemb.data.base import ClickData, from_columns
+from varemb.data.columns import check_columns
+from varemb.data.text import open_text
 
 Columns = dict[str, npt.NDArray[Any]]
 
@@ -33,6 +36,8 @@ _DAT = {
     "users": ("user_id", "gender", "age", "occupation", "zip"),
     "movies": ("movie_id", "title", "genres"),
 }
+_LARGEST = 10**18 - 1  # 18 digits, which int64 holds
+_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
 
 
@@ -95,9 +100,7 @@ def _read_parquet(path: Path, name: str) -> Columns:
         raise FileNotFoundError(f"load_ml1m: {path} is missing")
     try:
         present = parquet.read_schema(path).names
-        missing = [column for column in _PARQUET[name] if column not in present]
-        if missing:
-            raise ValueError(f"load_ml1m: {path} lacks the column {missing[0]}, it has {present}")
+        check_columns("load_ml1m", path, _PARQUET[name], present)
         table = parquet.read_table(path, columns=list(_PARQUET[name]))
     except ArrowException as error:
         raise ValueError(f"load_ml1m: {path} is truncated or no Parquet file: {error}") from None
@@ -105,7 +108,7 @@ def _read_parquet(path: Path, name: str) -> Columns:
         if table[column].null_count:
             raise ValueError(f"load_ml1m: {path}, column {column}: has empty cells")
     values = {column: table[column].to_numpy() for column in _PARQUET[name]}
-    return {column: _typed(values[column], path, column) for column in values}
+    return {column: _typed(values[column], path, column, "row", 0) for column in values}
 
 
 def _read_dat(path: Path, name: str) -> Columns:
@@ -113,8 +116,10 @@ def _read_dat(path: Path, name: str) -> Columns:
         raise FileNotFoundError(f"load_ml1m: {path} is missing")
     columns = _DAT[name]
     cells: list[list[str]] = []
+    with open_text(path, "load_ml1m") as file, io.TextIOWrapper(file, "latin-1") as opened:
+        text = opened.read()
     # splitlines() would also cut at letters of Latin-1 that Unicode calls line ends.
-    for number, line in enumerate(path.read_text("latin-1").rstrip("\n").split("\n"), 1):
+    for number, line in enumerate(text.rstrip("\n").split("\n"), 1):
         parts = line.rstrip("\r").split("::")
         if len(parts) != len(columns):
             raise ValueError(
@@ -129,22 +134,26 @@ def _read_dat(path: Path, name: str) -> Columns:
             title = values["title"][years.index(None)]
             raise ValueError(f"load_ml1m: {path}, column title: no year in parentheses: {title!r}")
         values["year"] = tuple(year[1] for year in years if year)
-    return {column: _typed(values[column], path, column) for column in _PARQUET[name]}
+    return {column: _typed(values[column], path, column, "line", 1) for column in _PARQUET[name]}
 
 
-def _typed(values: Any, path: Path, column: str) -> npt.NDArray[Any]:
+def _typed(values: Any, path: Path, column: str, unit: str, first: int) -> npt.NDArray[Any]:
     array = np.asarray(values)
     if column not in _WHOLE:
         return array.astype(str)
-    try:
-        whole = array.astype(np.int64)
-    except ValueError as error:
+    if array.dtype.kind in "iub":
+        wrong = array > _LARGEST
+    elif array.dtype.kind == "f":
+        wrong = (array != np.floor(array)) | ~(np.abs(array) < _LARGEST)
+    else:
+        wrong = np.array([not _WHOLE_NUMBER.fullmatch(str(cell)) for cell in array], bool)
+    if wrong.any():
+        index = int(wrong.argmax())
         raise ValueError(
-            f"load_ml1m: {path}, column {column}: must be whole numbers: {error}"
-        ) from None
-    if array.dtype.kind == "f" and (whole != array).any():
-        raise ValueError(f"load_ml1m: {path}, column {column}: must be whole numbers")
-    return whole
+            f"load_ml1m: {path}, {unit} {first + index}, column {column}: must be a whole number "
+            f"of at most 18 digits, got {str(array[index])[:60]!r}"
+        )
+    return array.astype(np.int64)
 
 
 def _ranks(values: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

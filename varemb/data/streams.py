@@ -35,6 +35,7 @@ from varemb.data.events import (
     to_times,
 )
 from varemb.data.keys import CellError
+from varemb.data.text import PACKED
 
 if TYPE_CHECKING:
     import pyarrow
@@ -53,7 +54,8 @@ class EventColumns:
         time: column of the time: whole numbers, or in Parquet dates; None where there is none.
         lowest: smallest rating that may come.
         highest: largest rating that may come.
-        delimiter: between the cells of a text file; None is a tab for .tsv, a comma elsewhere.
+        delimiter: between the cells of a text file: a letter or the same twice; \\t is a tab, and
+            None a tab for .tsv, a comma elsewhere.
         header: a text file's first line names its columns; without it they are user, item, rating
             and time, those that there are.
     """
@@ -117,7 +119,7 @@ def load_stream_file(
     """All events of a Parquet or text file; order, seed and errors as `load_stream`.
 
     Args:
-        path: the file; Parquet ends in .parquet.
+        path: the file; Parquet ends in .parquet, packed text in .gz, .bz2, .lz4 or .zst.
         columns: which columns are an event.
         order: "time", "shuffle" or "file".
         seed: of the shuffle.
@@ -152,7 +154,7 @@ def read_events(
     """The events of a file of any size as they stand in it, a batch at a time.
 
     Args:
-        path: the file; Parquet ends in .parquet.
+        path: the file; Parquet ends in .parquet, packed text in .gz, .bz2, .lz4 or .zst.
         columns: which columns are an event.
         size: events of a batch; None takes batches as they are read.
         order: "time" demands that the file is in order of time; "file" takes what comes.
@@ -195,9 +197,23 @@ def _layout(path: Path, columns: EventColumns, name: str) -> Layout:
     named = [columns.user, columns.item, columns.rating, columns.time]
     if len(kinds) < 4 - named.count(None):
         raise ValueError(f"{name}: user, item, rating and time must be different columns: {named}")
-    delimiter = columns.delimiter or ("\t" if path.suffix == ".tsv" else ",")
+    delimiter = _delimiter(path, columns.delimiter, name)
     has_header = columns.header or path.suffix == ".parquet"
     return Layout(name, kinds, delimiter, has_header, is_quoted=len(delimiter) == 1)
+
+
+def _delimiter(path: Path, given: str | None, name: str) -> str:
+    if given is None:
+        plain = path.with_suffix("") if path.suffix in PACKED else path
+        return "\t" if plain.suffix == ".tsv" else ","
+    delimiter = given.replace("\\t", "\t")  # as a shell hands '\t' on
+    is_one = len(delimiter) in (1, 2) and len(set(delimiter)) == 1
+    if not is_one or not delimiter.isascii() or delimiter[0] in '"\r\n\0':
+        raise ValueError(
+            f"{name}: the delimiter must be one letter, such as , or \\t, or the same one twice, "
+            f"got {given!r}"
+        )
+    return delimiter
 
 
 def _converter(
