@@ -103,7 +103,9 @@ def test_search_prints_the_comparison(data_dir, tmp_path, capsys):
     assert head.split() == [*columns, "weights", "index", "unify", "optimizer", "seconds"]
     assert [line.split()[0] for line in lines[lines.index(head) + 1 :][:2]] == ["AutoDim", "FDE"]
     assert any(line.startswith("userId") for line in lines)
-    assert any(line.startswith("AutoDim against FDE: AUC ") for line in lines)
+    found = load_json(tmp_path / "a" / "metrics.json")
+    gain = found["metrics"]["auc"] - found["compared"][0]["metrics"]["auc"]
+    assert any(line.startswith(f"AutoDim against FDE: AUC {gain:+.4f}, ") for line in lines)
     assert lines[-1].endswith(f"next: varemb report {tmp_path / 'a'}")
 
 
@@ -274,7 +276,7 @@ def test_train_refuses_a_damaged_plan(data_dir, tmp_path, capsys):
         (["--data", "ml-2m"], "invalid choice: 'ml-2m'"),
         (["--model", "gpt"], "invalid choice: 'gpt'"),
         (["--threads", "0"], "--threads must be at least 1, got 0"),
-        (["--lr", "fast"], "invalid float value: 'fast'"),
+        (["--lr", "fast"], "argument --lr: must be a number, got 'fast'"),
         (["--data-dir", "nowhere"], "nowhere"),
     ],
 )

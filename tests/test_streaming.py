@@ -30,6 +30,7 @@ EVENTS = [(7, 1, 5.0, 30), (9, 1, 1.0, 10), (7, 2, 4.5, 30), (8, 3, 2.0, 20)]
 @dataclass(frozen=True)
 class StandInConfig:
     task: str = option("binary", "what is predicted")
+    threshold: float = option(1.5, "ratings above it are positive")
     lr: float = option(0.1, "learning rate")
     seed: int = option(0, "of all randomness")
     width: int = option(4, "of all rows")

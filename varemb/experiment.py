@@ -138,12 +138,20 @@ def load_task(data: str, data_dir: Path | None, model: str, training: TrainConfi
     """Reads a data set and splits it 80/10/10 with the seed of the training.
 
     Raises:
-        ValueError: the data set needs a folder and none is given, or a file is damaged.
+        ValueError: the data set needs a folder and none is given, a file is damaged, or rows of a
+            part all have one label, so that it has no AUC.
         FileNotFoundError: the folder or a file of it is missing.
     """
     if data_dir is None:
         raise ValueError(f"--data {data} needs --data-dir, the folder with its files")
     train, valid, test = DATA[data](data_dir).split(training.seed)
+    for part, use in ((train, "train"), (valid, "validate"), (test, "test")):
+        positives = int(part.labels.count_nonzero())
+        if not 0 < positives < len(part):
+            raise ValueError(
+                f"--data {data}: rows to {use} on must have labels 0 and 1, got {len(part):,} "
+                f"rows, {positives:,} of 1"
+            )
     return Task(data, model, train, valid, test, training)
 
 
@@ -185,14 +193,14 @@ def _search(
     plan = found.plan
     if plan is None:
         raise RuntimeError("AutoDim: a search for dims gives a plan")
+    history = list(found.history)
+    _keep(place, plan, history)
     say(f"\nAutoDim searched for {found.seconds:.0f} s and found\n{plan.summary()}\n")
     if planted:
         rows = [
             [name, str(dims[0]), str(planted.get(name, ""))] for name, dims in plan.tables.items()
         ]
         say(format_table(["field", "dim found", "planted"], rows) + "\n")
-    history = list(found.history)
-    _keep(place, plan, history)
     autodim = _train(task, place, autodim_name(config), plan, found.unify, history)
     seconds = {"search_seconds": found.seconds, "train_seconds": autodim["seconds"]}
     autodim |= {**seconds, "seconds": sum(seconds.values())}
@@ -329,11 +337,12 @@ def _keep(place: Place, plan: SizePlan, history: list[Result]) -> None:
 
 
 def _finish(place: Place, results: list[Result], say: Say) -> list[Result]:
+    if place.folder:  # before anything is said: who reads it may be gone
+        save_json(place.folder / METRICS, {**results[0], "compared": results[1:]})
     say(format_results(results))
     for other in results[1:]:
         say(_compare(results[0], other))
     if place.folder:
-        save_json(place.folder / METRICS, {**results[0], "compared": results[1:]})
         say(f"\nwritten to {place.folder}; next: varemb report {place.folder}")
     return results
 

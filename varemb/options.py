@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +61,7 @@ def add_config(
         group.add_argument(
             name,
             dest=name,
-            type=str if is_choice else kind,
+            type=str if is_choice else _READERS.get(kind, kind),
             choices=typing.get_args(kind) if is_choice else None,
             default=kept,
             metavar=None if is_choice else _metavar(kind),
@@ -126,16 +127,51 @@ def real_numbers(text: str) -> tuple[float, ...]:
         (0.1, 0.001)
     """
     try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
+        return tuple(map(real_number, text.split(",")))
+    except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(
             f"must be numbers with commas between, such as 0.1,0.01, got {text!r}"
         ) from None
 
 
+def real_number(text: str) -> float:
+    """A number. NaN is none: it is neither too small nor too large, so that checks let it pass.
+
+    Example:
+        >>> real_number("1e-3"), real_number("inf")
+        (0.001, inf)
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number):
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}")
+    return number
+
+
+_READERS: dict[Any, Callable[[str], Any]] = {float: real_number}  # what reads a kind, if not itself
+
+
 def names(text: str) -> tuple[str, ...]:
     """Names with commas between."""
     return tuple(text.split(","))
+
+
+def seed(text: str) -> int:
+    """A seed that every generator of random numbers takes.
+
+    Example:
+        >>> seed("7")
+        7
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number in [0, 2^63), got {text!r}")
+    return number
 
 
 def seeds(text: str) -> tuple[int, ...]:
@@ -147,7 +183,7 @@ def seeds(text: str) -> tuple[int, ...]:
     """
     numbers = whole_numbers(text.removesuffix(","))
     if "," in text:
-        return numbers
+        return tuple(seed(str(number)) for number in numbers)
     if numbers[0] < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return tuple(range(numbers[0]))

@@ -5,18 +5,23 @@ plan.safetensors    dims per table
 metrics.json        the result, written last: a folder that has it is finished
 history.jsonl       one line per epoch
 checkpoint/         state to continue from
+
+Only one process works in a folder at a time: it has the folder locked.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from varemb.files import load_json, load_jsonl, save_json
+from varemb.files.locks import lock_folder
 from varemb.plan import SizePlan
 
 OPTIONS = "options.json"
@@ -57,7 +62,8 @@ class Run:
 def open_run(folder: Path | None, options: Mapping[str, Any], *, resume: bool) -> Iterator[bool]:
     """Makes a run folder, or finds the one to continue, for the time of a with block.
 
-    A block that fails before anything was kept leaves no folder behind.
+    The folder is locked as long. A block that fails before anything was kept leaves no folder
+    behind that it made.
 
     Args:
         folder: where the run lives; made when it does not exist. None keeps nothing.
@@ -68,40 +74,93 @@ def open_run(folder: Path | None, options: Mapping[str, Any], *, resume: bool) -
         A context whose value says whether the run in the folder is already finished.
 
     Raises:
-        ValueError: there is a run and `resume` is false, the run was started with other options, or
-            the folder holds something else. Nothing is changed.
+        ValueError: there is a run and `resume` is false, the run was started with other options,
+            another process works in the folder, or it holds something else. Nothing is changed.
     """
     if folder is None:
         yield False
-        return
-    is_finished = _enter(folder, options, resume=resume)
+    elif (folder / METRICS).exists():  # nothing in there changes any more
+        _check_run(folder, options, resume=resume)
+        yield True
+    else:
+        with _working_in(folder) as is_made:
+            is_new = _is_new(folder)
+            try:
+                if is_new:
+                    _start(folder, options)
+                else:
+                    _check_run(folder, options, resume=resume)
+                    (folder / CHECKPOINT).mkdir(exist_ok=True)
+                yield (folder / METRICS).exists()  # it may have been finished a moment ago
+            except BaseException:
+                if is_new:
+                    _undo(folder, is_made=is_made)
+                raise
+
+
+@contextlib.contextmanager
+def _working_in(folder: Path) -> Iterator[bool]:
+    """Locks a folder, made if it is not there; the value says whether it was made here."""
+    is_made = not folder.exists()
+    if is_made:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:  # by somebody else, since
+            is_made = False
+    if not folder.is_dir():
+        raise ValueError(f"{folder} holds no run of varemb; choose another --out")
+    lock = lock_folder(folder)
+    if lock is None:
+        raise ValueError(
+            f"another process works in {folder}; wait until it is done, or choose another --out"
+        )
     try:
-        yield is_finished
-    except BaseException:
-        with contextlib.suppress(OSError):  # a checkpoint is there: the folder stays
-            (folder / CHECKPOINT).rmdir()
-            if not (folder / PLAN).exists():
-                (folder / OPTIONS).unlink()
-                folder.rmdir()
-        raise
+        yield is_made
+    finally:
+        os.close(lock)
 
 
-def _enter(folder: Path, options: Mapping[str, Any], *, resume: bool) -> bool:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        (folder / CHECKPOINT).mkdir(parents=True)
-        save_json(folder / OPTIONS, options)
-        return False
+def _is_new(folder: Path) -> bool:
+    """Whether a folder is empty, but for what a kill in the beginning of a run leaves there."""
+    return all(
+        path.is_dir()
+        and (
+            path.match(f".{OPTIONS}.*.tmp")  # of its save
+            or (path.name == CHECKPOINT and not any(path.iterdir()))
+        )
+        for path in folder.iterdir()
+    )
+
+
+def _start(folder: Path, options: Mapping[str, Any]) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path)
+    save_json(folder / OPTIONS, options)
+    (folder / CHECKPOINT).mkdir()
+
+
+def _undo(folder: Path, *, is_made: bool) -> None:
+    """Removes a run of which nothing was kept."""
+    kept = [path for path in folder.rglob("*") if path.is_file() and path != folder / OPTIONS]
+    if kept:
+        return
+    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (folder / OPTIONS).unlink(missing_ok=True)
+        if is_made:
+            folder.rmdir()
+
+
+def _check_run(folder: Path, options: Mapping[str, Any], *, resume: bool) -> None:
+    """Raises ValueError unless a folder holds a run that goes on with these options."""
     if not (folder / OPTIONS).exists():
         raise ValueError(f"{folder} holds no run of varemb; choose another --out")
-    is_finished = (folder / METRICS).exists()
     if not resume:
-        kind = "a finished" if is_finished else "an unfinished"
+        kind = "a finished" if (folder / METRICS).exists() else "an unfinished"
         raise ValueError(
             f"{folder} holds {kind} run; add --resume to continue it, or choose another --out"
         )
     _check_same(folder, json.loads(json.dumps(options)))  # as they are stored: tuples are lists
-    (folder / CHECKPOINT).mkdir(exist_ok=True)
-    return is_finished
 
 
 def _check_same(folder: Path, options: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 from varemb.data import STREAMS, EventColumns, EventStream, load_stream, load_stream_file
 from varemb.experiment import Place, Result, Say, show_finished, train_option
 from varemb.files import checksum, save_json, save_jsonl
+from varemb.plan import MAX_WIDTH
 from varemb.report import format_stream_results
 from varemb.runs import CHECKPOINT, HISTORY, METRICS, PLAN, open_run
 from varemb.search import (
@@ -37,6 +38,8 @@ from varemb.search.scall_config import check_scall
 from varemb.search.settings import naming_options
 from varemb.search.stream_fixed import check_fixed
 from varemb.search.stream_soft import check_stream_autoemb, check_stream_darts
+
+_MOST = 1e12  # of a budget, in MB or in numbers per row; counts of numbers stay in 64 bits
 
 
 class StreamSearch(Protocol):
@@ -182,7 +185,7 @@ def run_stream(
     """
     source.check(needs_ratings=family.needs_ratings)
     stream = source.load(config.seed)
-    _check(family, stream)
+    _check(family, config, stream)
     options = {"command": f"search {family.title.lower()}", "--method": method}
     options |= source.options(stream)
     options |= {train_option(name): value for name, value in dataclasses.asdict(config).items()}
@@ -205,16 +208,17 @@ def run_stream(
         )
         result = _result(family, method, config, source, found)
         result["events"] = len(stream)
-        say(format_stream_results([result]))
-        if place.folder:
+        if place.folder:  # before anything is said: who reads it may be gone
             found.plan.save(place.folder / PLAN)
             save_jsonl(place.folder / HISTORY, found.history)
             save_json(place.folder / METRICS, result)
+        say(format_stream_results([result]))
+        if place.folder:
             say(f"\nwritten to {place.folder}; next: varemb report {place.folder}")
         return result
 
 
-def _check(family: Family, stream: EventStream) -> None:
+def _check(family: Family, config: Any, stream: EventStream) -> None:
     if not len(stream):
         raise ValueError(f"search {family.title.lower()}: the stream {stream.name} has no events")
     if family.needs_ratings and (stream.ratings == stream.ratings[0]).all():
@@ -222,6 +226,14 @@ def _check(family: Family, stream: EventStream) -> None:
             f"search {family.title.lower()}: {family.title} learns to predict ratings, and all of "
             f"{stream.name} are {stream.ratings[0]:g}"
         )
+    if family.needs_ratings and config.task == "binary":
+        positives = int((stream.ratings > config.threshold).sum())
+        if not 0 < positives < len(stream):
+            raise ValueError(
+                f"search {family.title.lower()}: --threshold must have ratings of {stream.name} "
+                f"on both sides, got {config.threshold:g} with {positives:,} of {len(stream):,} "
+                "ratings above it"
+            )
 
 
 def _result(
@@ -283,7 +295,22 @@ def make_config(family: Family, method: str, given: dict[str, Any]) -> Any:
     config = replace(family.methods[method].config(), **given)
     with naming_options(type(config), train_option):
         family.methods[method].check(config)
+        _check_limits(family.title.lower(), config)
     return config
+
+
+def _check_limits(name: str, config: Any) -> None:
+    """Raises ValueError for rows and budgets beyond what any table can have."""
+    for field, most in (("dim", MAX_WIDTH), ("memory", _MOST), ("mean_dim", _MOST)):
+        value = getattr(config, field, 0)
+        if not value <= most:
+            raise ValueError(f"search {name}: {field} must be at most {most:g}, got {value}")
+    if isinstance(config, StreamDARTSConfig | StreamAutoEmbConfig):  # their rows have all sizes
+        total = sum(config.sizes)
+        if total > MAX_WIDTH:
+            raise ValueError(
+                f"search {name}: sizes must be at most {MAX_WIDTH} together, got {total}"
+            )
 
 
 def _scall_name(config: SCALLConfig) -> str:

@@ -171,7 +171,7 @@ def test_errors_are_one_line(clicks, tmp_path, capsys, command, more, message):
     ("command", "more", "message"),
     [
         ("esapn", ["--lr", "-1"], "ESAPN: --lr must be finite and at least 0, got -1.0"),
-        ("esapn", ["--policy-lr", "nan"], "--policy-lr must be finite"),
+        ("esapn", ["--policy-lr", "inf"], "--policy-lr must be finite"),
         ("esapn", ["--sizes", "8,2"], "ESAPN: --sizes must be positive and increasing"),
         ("esapn", ["--method", "fixed", "--dim", "0"], "FIXED: --dim must be at least 1, got 0"),
         ("esapn", ["--method", "darts", "--sizes", "8,2"], "DARTS: --sizes must be"),

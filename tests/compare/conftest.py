@@ -12,9 +12,12 @@ for package in ("scipy", "sklearn", "tqdm"):
 
 QUICK = [
     "--candidates", "2,4", "--batch-size", "200", "--lr", "0.005", "--max-epochs", "2",
-    "--ras-trials", "2", "--mde-alphas", "0.3", "--mde-bins", "1", "--mde-power-of-two", "no",
-    "--autodim-batch-size", "200", "--autodim-search-epochs", "1",
 ]  # fmt: skip
+OWN = {  # options that are refused without their method
+    "ras": ["--ras-trials", "2"],
+    "mde": ["--mde-alphas", "0.3", "--mde-bins", "1", "--mde-power-of-two", "no"],
+    "autodim": ["--autodim-batch-size", "200", "--autodim-search-epochs", "1"],
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,8 +37,9 @@ def compare():
     """Runs `varemb compare` on them; returns the exit code."""
 
     def run(out, *words) -> int:
-        return main(
-            ["compare", "--data", "ml-1m", "--data-dir", ".", "--out", str(out), *QUICK, *words]
-        )
+        methods = words[words.index("--methods") + 1]
+        own = [word for name, more in OWN.items() if name in methods for word in more]
+        task = ["--data", "ml-1m", "--data-dir", ".", "--out", str(out)]
+        return main(["compare", *task, *QUICK, *own, *words])
 
     return run

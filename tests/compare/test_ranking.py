@@ -15,12 +15,15 @@ from varemb.search import FixedSizes
 
 USERS, ITEMS, WIDTH = 30, 20, 16
 QUICK = [
-    "--width", str(WIDTH), "--ranking-batch-size", "100", "--epochs", "1", "--round-epochs", "1",
-    "--max-rounds", "2", "--ciess-episodes", "2", "--ciess-iterations", "2", "--ciess-plans", "1",
-    "--ciess-hidden", "8", "--sparsity", "0.5,0.75", "--ranking-esapn-stages", "1",
-    "--ranking-esapn-sizes", f"2,{WIDTH}", "--ranking-optembed-epochs", "1",
-    "--ranking-optembed-generations", "2",
+    "--ranking-batch-size", "100", "--epochs", "1", "--round-epochs", "1", "--max-rounds", "2",
+    "--sparsity", "0.5,0.75",
 ]  # fmt: skip
+OWN = {  # options that are refused without their method
+    "ciess": ["--ciess-episodes", "2", "--ciess-iterations", "2", "--ciess-plans", "1",
+              "--ciess-hidden", "8"],
+    "esapn": ["--ranking-esapn-stages", "1", "--ranking-esapn-sizes", f"2,{WIDTH}"],
+    "optembed": ["--ranking-optembed-epochs", "1", "--ranking-optembed-generations", "2"],
+}  # fmt: skip
 METHODS = ("--methods", "es,mr,ciess,ciess-no-walk", "--seeds", "2", "--cost-sweep", "0.1,1")
 
 
@@ -36,6 +39,14 @@ def pairs(tmp_path_factory):
     return path
 
 
+def quick(words) -> list[str]:
+    """Options that make a comparison short, as far as its methods have them."""
+    methods = words[words.index("--methods") + 1].split(",")
+    found = QUICK if methods == ["esapn"] else ["--width", str(WIDTH), *QUICK]
+    named = [more for name, more in OWN.items() if any(each.startswith(name) for each in methods)]
+    return sum(named, list(found))
+
+
 @pytest.fixture(scope="module")
 def rank(pairs):
     """Runs `varemb compare` on them; returns the exit code."""
@@ -43,7 +54,7 @@ def rank(pairs):
     def run(out, *words, model="mf") -> int:
         return main([
             "compare", "--data", str(pairs), "--user-column", "who", "--item-column", "what",
-            "--model", model, "--out", str(out), *QUICK, *words,
+            "--model", model, "--out", str(out), *quick(words), *words,
         ])  # fmt: skip
 
     return run
@@ -190,7 +201,7 @@ def test_cells_of_other_pairs_or_another_width_are_not_in_the_tables(tmp_path, c
 
     def run(*words):
         names = ["--user-column", "who", "--item-column", "what", "--out", str(tmp_path / "out")]
-        words = [*names, "--model", "mf", *QUICK, *words]
+        words = [*names, "--model", "mf", *quick(words), *words]
         assert main(["compare", "--data", str(path), *words]) == 0
         return capsys.readouterr().out
 
@@ -265,8 +276,8 @@ def test_a_folder_of_lists_is_read(tmp_path, pairs):
         lines = [" ".join([user, *bought[part]]) for user, bought in items.items()]
         (tmp_path / f"{name}.txt").write_text("\n".join(lines) + "\n")
     out = tmp_path / "out"
-    words = ["--model", "mf", "--methods", "es", "--seeds", "1", "--out", str(out), *QUICK]
-    assert main(["compare", "--data", str(tmp_path), *words]) == 0
+    words = ["--model", "mf", "--methods", "es", "--seeds", "1", "--out", str(out)]
+    assert main(["compare", "--data", str(tmp_path), *quick(words), *words]) == 0
     assert Split.load(out / "split-seed0.safetensors").num_items == ITEMS
 
 
@@ -291,7 +302,10 @@ def test_a_folder_of_lists_is_read(tmp_path, pairs):
         (["--methods", "es,pep", "--width", "256"], "--width must be at most 255, got 256"),
         (["--methods", "es", "--ranking-lr", "-1"], "training: --ranking-lr must be finite"),
         (["--methods", "es,ciess", "--ciess-walk", "far"], "CIESS: --ciess-walk must be paper"),
-        (["--methods", "es,ciess", "--ciess-actor-lr", "nan"], "--ciess-actor-lr must be finite"),
+        (["--methods", "es,ciess", "--ciess-actor-lr", "inf"], "--ciess-actor-lr must be finite"),
+        (["--methods", "es,mr", "--ciess-cost", "0.5"], "--ciess-cost is not for es, mr; leave it"),
+        (["--methods", "esapn", "--width", "32"], "--width is not for esapn; leave it out"),
+        (["--methods", "ciess-ou", "--ciess-noise", "ou"], "--ciess-noise is not for ciess-ou"),
         (["--methods", "es,esapn", "--ranking-esapn-sizes", "8,2"], "--ranking-esapn-sizes must"),
         (["--methods", "pep", "--ranking-pep-max-epochs", "0"], "--ranking-pep-max-epochs must be"),
         (["--methods", "optembed", "--ranking-optembed-mutation", "2"], "-optembed-mutation must"),

@@ -6,6 +6,7 @@ from varemb import experiment
 from varemb.compare import cells, run
 from varemb.files import load_json
 from varemb.plan import SizePlan
+from varemb.runs import open_run
 from varemb.search import Mde, training
 
 METHODS = ("--methods", "fde,uniform,mde,ras,autodim-s,autodim", "--seeds", "2")
@@ -139,6 +140,15 @@ def test_a_broken_cell_is_reported_and_repaired(compared, compare, tmp_path, mon
     }
 
 
+def test_a_cell_that_another_process_works_on_fails_and_the_others_go_on(compare, tmp_path, capsys):
+    folder = tmp_path / "l" / "wide-deep-fde-seed0"
+    with open_run(folder, {}, resume=False):
+        assert compare(tmp_path / "l", "--methods", "fde,mde", "--seeds", "1") == 1
+    assert f"failed: ValueError: another process works in {folder}" in capsys.readouterr().out
+    assert load_json(folder / "options.json") == {}
+    assert (tmp_path / "l" / "wide-deep-mde-seed0" / "metrics.json").exists()
+
+
 def test_a_cell_whose_need_failed_says_so(compare, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "make_config", lambda method, *rest: 1 / 0)
     assert compare(tmp_path / "c", "--methods", "uniform,autodim", "--seeds", "1") == 1
@@ -187,7 +197,7 @@ def test_a_stopped_comparison_goes_on_to_the_same_result(
         (["--methods", "fde", "--f-sweep", "0,1"], "--f-sweep needs distinct values"),
         (["--methods", "fde", "--lr", "-1"], "training: --lr must be finite and at least 0"),
         (["--methods", "fde", "--lr", "0"], "training: --lr must be above 0"),
-        (["--methods", "fde", "--weight-decay", "nan"], "--weight-decay must be finite"),
+        (["--methods", "fde", "--weight-decay", "inf"], "--weight-decay must be finite"),
         (["--methods", "fde", "--init-std=-1"], "training: --init-std must be finite"),
         (["--methods", "fde", "--tune", "--tune-lr=1,-1"], "training: --tune-lr must be finite"),
         (["--methods", "fde,ras", "--ras-trials", "0"], "RaS: --ras-trials must be at least 1"),
@@ -202,6 +212,9 @@ def test_a_stopped_comparison_goes_on_to_the_same_result(
         (["--methods", "autoemb", "--autoemb-hidden", "0"], "AutoEmb: --autoemb-hidden must be"),
         (["--methods", "uniform", "--uniform-share", "2"], "uniform: --uniform-share must be in"),
         (["--methods", "mde", "--mde-bins", "0"], "MDE: --mde-bins must be at least 1"),
+        (["--methods", "fde,ras", "--nis-budget", "1"], "--nis-budget is not for fde, ras; leave"),
+        (["--methods", "fde", "--uniform-share", "0.5"], "--uniform-share is not for fde; leave"),
+        (["--methods", "autodim-ad-1", "--autodim-variant", "ad-2"], "--autodim-variant is not"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_at_once(compare, tmp_path, capsys, words, message):

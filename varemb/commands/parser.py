@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
+
+from varemb.options import seed
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,7 +81,7 @@ def add_place(command: argparse.ArgumentParser, what: str) -> None:
         command: gets the options.
         what: the seed decides.
     """
-    command.add_argument("--seed", type=int, default=0, help=f"of {what} (default 0)")
+    command.add_argument("--seed", type=seed, default=0, help=f"of {what} (default 0)")
     command.add_argument("--out", type=Path, help="run folder (default: below runs/)")
     command.add_argument("--resume", action="store_true", help="continue the run in the folder")
 
@@ -98,8 +101,13 @@ def set_threads(threads: int) -> None:
     """Makes torch use so many threads.
 
     Raises:
-        ValueError: fewer than one.
+        ValueError: fewer than one, or so many that they may not start and end the process.
     """
     if threads < 1:
         raise ValueError(f"--threads must be at least 1, got {threads}")
+    cores = os.cpu_count() or 1
+    if threads > 4 * cores:
+        raise ValueError(
+            f"--threads must be at most {4 * cores}, 4 for each of {cores} cores, got {threads}"
+        )
     torch.set_num_threads(threads)

@@ -116,7 +116,7 @@ def run_cell(
         options["content of the plan"] = plan_checksum(given.plan)
     if grid.points(task.training) != [task.training]:
         options |= {"--tune-lr": grid.lr, "--tune-weight-decay": grid.weight_decay}
-    with open_run(folder, options, resume=folder.exists() and any(folder.iterdir())) as is_finished:
+    with open_run(folder, options, resume=True) as is_finished:
         finished = load_cell(folder) if is_finished else None
         return finished or _run(cell, task, config, given, grid, folder)
 

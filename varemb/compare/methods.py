@@ -198,6 +198,19 @@ def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
         seen.add(name)
 
 
+def check_used(settings: Settings, used: Iterable[str], methods: Iterable[str]) -> None:
+    """Raises ValueError for a setting that no cell uses.
+
+    Args:
+        settings: what the command line gave.
+        used: options that decide a cell.
+        methods: that are compared, for the error.
+    """
+    unused = [name for name in settings if name not in set(used)]
+    if unused:
+        raise ValueError(f"compare: {unused[0]} is not for {', '.join(methods)}; leave it out")
+
+
 def check_seeds(models: Sequence[str], methods: Mapping[str, tuple[int, ...]]) -> None:
     """Raises ValueError unless there are models, and methods with distinct seeds each."""
     if not models or not methods:

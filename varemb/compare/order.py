@@ -14,8 +14,10 @@ from varemb.compare.methods import (
     METHODS,
     check_names,
     check_seeds,
+    check_used,
     find_method,
     make_config,
+    own_fields,
     setting_option,
 )
 from varemb.experiment import DATA, MODELS, train_option
@@ -83,12 +85,19 @@ def _check_settings(asked: Comparison) -> None:
     """Makes and checks the settings of every cell; a cell of a single field is an FDE."""
     with naming_options(TrainConfig, lambda name: train_option(f"tune_{name}")):
         asked.grid.points(asked.training)
+    used: set[str] = set()
     for cell in make_cells(asked, ()):
         method = find_method(cell.method)
-        with naming_options(method.config, partial(setting_option, method.config)):
+        option = partial(setting_option, method.config)
+        used |= {
+            option(each.name) for each in own_fields(method.config)
+            if each.name not in {**method.changes, **cell.changes}
+        }  # fmt: skip
+        with naming_options(method.config, option):
             method.check(
                 make_config(method, asked.settings, asked.candidates, asked.training, cell.changes)
             )
+    check_used(asked.settings, used, asked.methods)
 
 
 def has_budget(asked: Comparison) -> bool:

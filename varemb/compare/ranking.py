@@ -16,7 +16,7 @@ from statistics import mean
 from typing import Any
 
 from varemb.compare.earlier import read_earlier
-from varemb.compare.methods import Settings, check_names, check_seeds
+from varemb.compare.methods import Settings, check_names, check_seeds, check_used
 from varemb.compare.ranking_methods import (
     RANKING_METHODS,
     UNIT,
@@ -105,6 +105,7 @@ def check_ranking(asked: RankingComparison) -> None:
                 raise ValueError(f"compare: {name} counts numbers alone, not {UNIT} bytes")
     if len(set(asked.costs)) < len(asked.costs) or any(not cost >= 0 for cost in asked.costs):
         raise ValueError(f"compare: --cost-sweep needs distinct values >= 0, got {asked.costs}")
+    check_used(asked.settings, _used_options(asked), asked.methods)
     widths = {cell.method: _make_settings(cell, asked)[0].width
               for cell in make_ranking_cells(asked)}  # fmt: skip
     if len(set(widths.values())) > 1:
@@ -112,6 +113,17 @@ def check_ranking(asked: RankingComparison) -> None:
             "compare: methods must have one width (--width; the largest of --ranking-esapn-sizes), "
             f"got {', '.join(f'{name} {width}' for name, width in widths.items())}"
         )
+
+
+def _used_options(asked: RankingComparison) -> set[str]:
+    used = {pairwise_option(each.name) for each in fields(PairwiseConfig)}
+    for cell in make_ranking_cells(asked):
+        method = RANKING_METHODS[cell.method]
+        used |= {
+            ranking_option(method.config, each.name) for each in fields(method.config)
+            if each.name not in {**method.changes, **cell.changes}
+        }  # fmt: skip
+    return used
 
 
 def _make_settings(cell: RankingCell, asked: RankingComparison) -> tuple[Any, PairwiseConfig]:
@@ -238,7 +250,7 @@ def run_ranking_cell(cell: RankingCell, asked: RankingComparison, split: Split) 
         num_items=split.num_items,
         width=config.width,
     )
-    with open_run(folder, options, resume=folder.exists() and any(folder.iterdir())) as is_finished:
+    with open_run(folder, options, resume=True) as is_finished:
         if is_finished:
             finished: Result = load_json(folder / METRICS)
             return finished

@@ -73,7 +73,7 @@ def write_comparison(
     say: Say,
     draw: Callable[[], bytes] | None,
 ) -> None:
-    """Prints the tables; writes them as comparison.md, with comparison.json and .png beside them.
+    """Writes the tables as comparison.md, with comparison.json and .png beside it; prints them.
 
     Without a table what an earlier comparison wrote stays.
 
@@ -85,13 +85,25 @@ def write_comparison(
         say: takes what is printed.
         draw: makes the picture; None where there is nothing to draw.
     """
-    for table in tables:
-        say(f"\n{table.text()}")
+    lines = [f"\n{table.text()}" for table in tables]
     if failures:
-        say("\nfailed:\n" + "\n".join(failures))
+        lines.append("\nfailed:\n" + "\n".join(failures))
     if not tables and (out / "comparison.json").exists():
-        say(f"\nno cell is finished: {out / 'comparison.json'} stays as it was")
-        return
+        lines.append(f"\nno cell is finished: {out / 'comparison.json'} stays as it was")
+    else:
+        lines += _save_comparison(out, record, tables, failures, draw)
+    for line in lines:  # after everything is saved: who reads them may be gone
+        say(line)
+
+
+def _save_comparison(
+    out: Path,
+    record: dict[str, Any],
+    tables: Sequence[Table],
+    failures: Sequence[str],
+    draw: Callable[[], bytes] | None,
+) -> list[str]:
+    """Writes the files; returns what is said of them. Arguments as in `write_comparison`."""
     out.mkdir(parents=True, exist_ok=True)
     shown = {"tables": [dataclasses.asdict(table) for table in tables], "failed": list(failures)}
     save_json(out / "comparison.json", {**record, **shown})
@@ -100,15 +112,16 @@ def write_comparison(
         parts.append("## Failed\n\n" + "\n".join(f"- {line}" for line in failures))
     atomic_write(out / "comparison.md", ("\n\n".join(parts) + "\n").encode())
     written = [out / "comparison.json", out / "comparison.md"]
+    lines: list[str] = []
     if draw is not None:
         try:
             picture = draw()
         except ImportError as error:
-            say(f"\nno picture: {error}")
+            lines.append(f"\nno picture: {error}")
         else:
             atomic_write(out / "comparison.png", picture)
             written.append(out / "comparison.png")
-    say("\nwritten: " + ", ".join(map(str, written)))
+    return [*lines, "\nwritten: " + ", ".join(map(str, written))]
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, Protocol
+
+_ONLY_IN_TERMINALS = ContextVar("_ONLY_IN_TERMINALS", default=False)
+
+
+@contextlib.contextmanager
+def bars_only_in_terminals() -> Iterator[None]:
+    """Inside the block, bars are shown only where stderr is a terminal, so that logs stay short.
+
+    For commands. In Python `progress=True` shows bars in notebooks too, which are no terminals.
+    """
+    token = _ONLY_IN_TERMINALS.set(True)
+    try:
+        yield
+    finally:
+        _ONLY_IN_TERMINALS.reset(token)
 
 
 class Bar(Protocol):
@@ -31,7 +47,8 @@ def make_bar(text: str, total: int, *, initial: int = 0, progress: bool) -> Bar 
         raise ImportError(
             "progress=True needs tqdm: pip install 'varemb[data]', or pass progress=False"
         ) from None
-    bar: Bar = tqdm(total=total, initial=initial, desc=text, leave=False)
+    disable = None if _ONLY_IN_TERMINALS.get() else False  # None: unless stderr is a terminal
+    bar: Bar = tqdm(total=total, initial=initial, desc=text, leave=False, disable=disable)
     return bar
 
 
