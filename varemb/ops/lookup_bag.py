@@ -92,9 +92,8 @@ def lookup_bag(
 def _fake(values: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     offsets, width, mode, has_last = rest[2], rest[6], rest[8], rest[10]
     bags = offsets.shape[0] - int(has_last)
-    out = values.new_empty((bags, width))
-    winners = (bags if mode == reference.MAX else 0, width)
-    return out, values.new_empty(winners, dtype=torch.int32)
+    winners = values.new_empty((bags if mode == reference.MAX else 0, width), dtype=torch.int32)
+    return values.new_empty((bags, width)), winners
 
 
 def _forward_arguments(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
