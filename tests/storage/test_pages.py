@@ -83,13 +83,12 @@ def test_a_loss_of_the_last_step_may_be_alive_when_the_table_changes(options, ch
     table = VarEmbedding(100, 8, dims=4, **options)
     optimizer = torch.optim.SGD(table.parameters(), lr=1.0)
     for _ in range(4):
-        before = table.to_dense()[:30]
         optimizer.zero_grad()
         loss = table(torch.arange(30)).square().sum() / 2
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        assert torch.allclose(table.to_dense()[:30], before - before, atol=1e-6)
+        assert not table.to_dense()[:30].any()  # w - lr w
         table.storage.copy_dense_(torch.randn(table.num_embeddings, 8))
         change(table)
 
