@@ -162,9 +162,13 @@ class GrowingStorage(Storage, abc.ABC):
         """Brings the weight and all that follows it to another length, or leaves all as it is."""
         tensors = [self.weight, *(tensor for tensor, _ in self.followers())]
         _stretch(tensors, used, self.weight.numel(), numbers)
+        self.clear_numbers(used, numbers)
+
+    def clear_numbers(self, first: int, end: int) -> None:
+        """Numbers of no row become 0, and their gradient."""
         for tensor in (self.weight, self.weight.grad):
             if tensor is not None:
-                tensor.detach()[used:].zero_()
+                tensor.detach()[first:end].zero_()
 
     def grow_words(self, more: int) -> None:
         """Makes room for more chunks."""

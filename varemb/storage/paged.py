@@ -244,9 +244,7 @@ class PagedStorage(GrowingStorage):
         mover = Mover(self, backend)
         used = self.used_numbers
         end = compact(self.slots, self.handles, mover)
-        for tensor in (self.weight, self.weight.grad):
-            if tensor is not None:
-                tensor.detach()[end:used].zero_()
+        self.clear_numbers(end, used)
         self.push_words()
         numbers = max(end, self.reserve_numbers)
         surplus = self.weight.numel() - numbers
